@@ -1,0 +1,19 @@
+"""The one exception that means "the user can mend this"."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in a recipe, a path or a file.
+
+    The message is one line that names the thing, its value and what is allowed. The command line
+    prints it without a traceback and exits with code 2; a library caller sees a ``ValueError``.
+    """
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """The end of an error line: the closest allowed spelling, or the list of what is allowed."""
+    allowed = sorted(allowed)
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"allowed: {', '.join(allowed)}"
