@@ -1,0 +1,130 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from teukenjax.errors import UserError
+from teukenjax.optim import LeafSpec, build_optimizer, scion
+from teukenjax.recipe import AdamWConfig, RoleValues, ScionConfig
+
+SPECS = {
+    "embedding": LeafSpec("input", (0,), (1,)),
+    "up": LeafSpec("hidden", (1,), (2,)),
+    "gain": LeafSpec("gain", (), (1,)),
+    "head": LeafSpec("output", (0,), (1,)),
+}
+SHAPES = {"embedding": (12, 4), "up": (2, 4, 6), "gain": (2, 4), "head": (4, 12)}
+
+
+def tree(seed):
+    return {
+        name: jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), shape)
+        for i, (name, shape) in enumerate(SHAPES.items())
+    }
+
+
+def rate(step):
+    return 0.1 / (1 + step)
+
+
+def run(optimizer, steps=3):
+    params = tree(0)
+    state = optimizer.init(params)
+    for seed in range(1, steps + 1):
+        updates, state = jax.jit(optimizer.update)(tree(seed), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def assert_same(x, y, rtol=1e-6, atol=1e-7):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), x, y)
+
+
+def test_adamw_decays_all_but_gains():
+    optimizer = build_optimizer(AdamWConfig(name="adamw", weight_decay=0.5), rate, SPECS)
+    params = tree(0)
+    zeros = optax.tree.zeros_like(params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    for name in SHAPES:
+        decay = 0.0 if name == "gain" else 0.5
+        np.testing.assert_allclose(updates[name], -0.1 * decay * params[name], rtol=1e-6)
+
+
+def test_adamw_by_hand():
+    """Two steps of the published rule, with Teuken's numbers and clipping to global norm 1."""
+    config = AdamWConfig(name="adamw")
+    params = jax.tree.map(np.asarray, tree(0))
+    mean, square = (jax.tree.map(np.zeros_like, params) for _ in range(2))
+    for t in (1, 2):
+        gradients = jax.tree.map(np.asarray, tree(t))
+        norm = np.sqrt(sum((g**2).sum() for g in gradients.values()))
+        for name, w in params.items():
+            g = gradients[name] / norm
+            mean[name] = 0.9 * mean[name] + 0.1 * g
+            square[name] = 0.95 * square[name] + 0.05 * g**2
+            step = mean[name] / (1 - 0.9**t)
+            step = step / (np.sqrt(square[name] / (1 - 0.95**t)) + 1e-8)
+            decay = 0.0 if name == "gain" else 0.1
+            params[name] = w - rate(t - 1) * (step + decay * w)
+    result = run(build_optimizer(config, rate, SPECS), steps=2)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), result, params
+    )
+
+
+@pytest.mark.parametrize("norm", [None, 1e-3])
+def test_clipping(norm):
+    config = AdamWConfig(name="adamw", clip_norm=norm, epsilon=1.0, weight_decay=0.0)
+    params = tree(0)
+    optimizer = build_optimizer(config, rate, SPECS)
+    updates, _ = optimizer.update(tree(1), optimizer.init(params), params)
+    size = float(optax.tree.norm(updates))
+    assert size < 1.1e-4 if norm else size > 1e-2
+
+
+def test_scion_from_the_default_section():
+    built = build_optimizer(ScionConfig(name="scion"), rate, SPECS)
+    assert_same(run(built), run(scion(rate, SPECS)))
+
+
+def test_scion_hands_on_every_key():
+    config = ScionConfig(
+        name="scion",
+        momentum=0.5,
+        nesterov=True,
+        constrained=False,
+        weight_decay=0.01,
+        preset="untied",
+        radius=RoleValues(hidden=5.0),
+        multiplier=RoleValues(output=0.25),
+        epsilon=1e-3,
+        coefficients="you",
+        iterations=3,
+    )
+    options = config.model_dump(exclude={"name", "learning_rate", "clip_norm"})
+    options.update(radius={"hidden": 5.0}, multiplier={"output": 0.25})
+    assert_same(
+        run(build_optimizer(config, rate, SPECS), steps=2),
+        run(scion(rate, SPECS, **options), steps=2),
+    )
+
+
+def test_scion_clips_before_the_average():
+    config = ScionConfig(name="scion", clip_norm=0.1)
+    expected = optax.chain(optax.clip_by_global_norm(0.1), scion(rate, SPECS))
+    assert_same(run(build_optimizer(config, rate, SPECS)), run(expected))
+
+
+def test_unknown_coefficients_fail_when_building():
+    with pytest.raises(UserError, match="coefficients='kjj'"):
+        build_optimizer(ScionConfig(name="scion", coefficients="kjj"), rate, SPECS)
+
+
+def test_specs_may_be_nested_and_stateful_under_jit():
+    specs = {"a": [SPECS["up"], {"b": SPECS["gain"]}]}
+    params = {"a": [jnp.ones((2, 4, 6)), {"b": jnp.ones((2, 4))}]}
+    for config in (AdamWConfig(name="adamw"), ScionConfig(name="scion")):
+        optimizer = build_optimizer(config, rate, specs)
+        updates, _ = jax.jit(optimizer.update)(params, jax.jit(optimizer.init)(params), params)
+        assert jax.tree.structure(updates) == jax.tree.structure(params)

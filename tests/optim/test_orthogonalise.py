@@ -1,0 +1,165 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden import GRADIENT, KJ_BFLOAT16, KJ_FLOAT64, POLAR, authors_newton_schulz
+
+from teukenjax.errors import UserError
+from teukenjax.optim.orthogonalise import (
+    COEFFICIENTS,
+    euclidean_norm,
+    newton_schulz,
+    polar,
+)
+
+# p(σ) after the published number of steps, evaluated in float64.
+SCALAR_MAPS = {
+    "kj": {0.01: 0.6989, 0.1: 0.7121, 0.3: 1.0796, 0.5: 0.7654, 0.9: 0.6820},
+    "you": {0.01: 1.0180, 0.1: 1.0190, 0.3: 0.9962, 0.5: 0.9859, 0.9: 0.9799},
+    "polar_express": {0.01: 1.0660, 0.1: 0.8749, 0.3: 0.9105, 0.5: 0.9343, 0.9: 0.9852},
+    "cans": {0.01: 1.1132, 0.1: 0.9163, 0.3: 1.0106, 0.5: 1.0964, 0.9: 0.9217},
+}
+RANGES = {"kj": (0.6818, 1.1344), "you": (0.9778, 1.0318), "polar_express": (0.8703, 1.1236)}
+
+
+def gaussian(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def distance(x, y):
+    """Relative Frobenius distance."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    return np.linalg.norm(x - y) / np.linalg.norm(y)
+
+
+def by_the_recipe(x, constant):
+    """KJ in bfloat16 on a wide matrix; ``constant(k, x)`` decides how a number multiplies."""
+
+    def dot(x, y):
+        return jnp.matmul(x, y, preferred_element_type=jnp.float32).astype(jnp.bfloat16)
+
+    x = (x / (jnp.linalg.norm(x) + 1e-7)).astype(jnp.bfloat16)
+    for _ in range(5):
+        a = dot(x, x.T)
+        b = constant(-4.7750, a) + dot(constant(2.0315, a), a)
+        x = constant(3.4445, x) + dot(b, x)
+    return x.astype(jnp.float32)
+
+
+def in_float32(k, x):
+    return (jnp.float32(k) * x.astype(jnp.float32)).astype(jnp.bfloat16)
+
+
+def in_bfloat16(k, x):
+    return k * x
+
+
+def test_polar_golden():
+    np.testing.assert_allclose(polar(jnp.asarray(GRADIENT, jnp.float32)), POLAR, atol=1e-5)
+
+
+def test_kj_golden_float64():
+    with jax.enable_x64(True):
+        result = newton_schulz(jnp.asarray(GRADIENT), dtype=jnp.float64)
+        assert result.dtype == jnp.float64
+        np.testing.assert_allclose(result, KJ_FLOAT64, atol=6e-6)
+
+
+def test_kj_golden_float32():
+    result = newton_schulz(jnp.asarray(GRADIENT, jnp.float32), dtype=jnp.float32)
+    np.testing.assert_allclose(result, KJ_FLOAT64, atol=2e-5)
+
+
+def test_kj_golden_bfloat16_bit_for_bit():
+    result = authors_newton_schulz(jnp.asarray(GRADIENT, jnp.float32))
+    np.testing.assert_allclose(result, KJ_BFLOAT16, atol=6e-6)
+
+
+def test_kj_golden_bfloat16():
+    assert distance(newton_schulz(jnp.asarray(GRADIENT, jnp.float32)), KJ_BFLOAT16) < 0.03
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (128, 512)])
+def test_constants_are_not_rounded_to_bfloat16(shape):
+    x = gaussian(*shape)
+    result = newton_schulz(x)
+    assert distance(result, by_the_recipe(x, in_float32)) < 0.01
+    assert distance(result, by_the_recipe(x, in_bfloat16)) > 0.025
+    assert distance(result, newton_schulz(x, dtype=jnp.float32)) < 0.035
+
+
+@pytest.mark.parametrize("name", COEFFICIENTS)
+def test_scalar_maps(name):
+    with jax.enable_x64(True):
+        for sigma, expected in SCALAR_MAPS[name].items():
+            unit = jnp.diag(jnp.array([sigma, np.sqrt(1 - sigma**2)]))  # Frobenius norm 1
+            result = newton_schulz(unit, coefficients=name, dtype=jnp.float64, epsilon=0.0)
+            np.testing.assert_allclose(result[0, 0], expected, atol=6e-5)
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_singular_values_land_in_the_published_range(name):
+    values = jnp.geomspace(0.01, 1, 40)
+    # In float64, each alone beside the one that fills the Frobenius norm up to 1.
+    with jax.enable_x64(True):
+        pairs = jnp.stack([values, jnp.sqrt(jnp.maximum(1 - values**2, 1e-4))], -1)
+        x = pairs[:, :, None] * jnp.eye(2)[None]
+        result = newton_schulz(x, coefficients=name, dtype=jnp.float64)
+        low, high = RANGES[name]
+        diagonal = jnp.diagonal(result, axis1=1, axis2=2)
+        assert low - 1e-3 < diagonal.min()
+        assert diagonal.max() < high + 1e-3
+
+
+def test_polar_express_converges_with_more_iterations():
+    x = gaussian(24, 40)
+    result = newton_schulz(x, coefficients="polar_express", iterations=10, dtype=jnp.float32)
+    np.testing.assert_allclose(result, polar(x), atol=2e-4)
+
+
+def test_tall_is_the_transpose_of_wide():
+    x = gaussian(16, 48)
+    np.testing.assert_array_equal(newton_schulz(x.T), newton_schulz(x).T)
+
+
+def test_stack_is_each_matrix_alone():
+    x = gaussian(2, 3, 16, 24)
+    alone = jnp.stack([newton_schulz(m) for m in x.reshape(6, 16, 24)]).reshape(x.shape)
+    np.testing.assert_allclose(newton_schulz(x), alone, atol=0.02)
+
+
+def test_orthogonal_equivariance():
+    x = gaussian(16, 24)
+    u = jax.random.orthogonal(jax.random.key(1), 16)
+    v = jax.random.orthogonal(jax.random.key(2), 24)
+    turned = newton_schulz(u @ x @ v, dtype=jnp.float32)
+    np.testing.assert_allclose(turned, u @ newton_schulz(x, dtype=jnp.float32) @ v, atol=1e-4)
+
+
+def test_powers_of_two_do_not_matter():
+    x = gaussian(8, 16)
+    np.testing.assert_array_equal(newton_schulz(x * 2.0**40), newton_schulz(x * 2.0**20))
+
+
+def test_zero_stays_zero_and_nan_stays_within_its_matrix():
+    x = jnp.stack([jnp.zeros((4, 6)), gaussian(4, 6), gaussian(4, 6).at[1, 2].set(jnp.nan)])
+    result = newton_schulz(x)
+    assert not result[0].any()
+    assert jnp.isfinite(result[1]).all()
+    assert jnp.isnan(result[2]).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dtype_is_kept(dtype):
+    assert newton_schulz(gaussian(4, 6).astype(dtype)).dtype == dtype
+
+
+def test_unknown_coefficients():
+    with pytest.raises(UserError, match=r"coefficients='polarexpress': did you mean 'polar_exp"):
+        newton_schulz(gaussian(4, 6), coefficients="polarexpress")
+
+
+def test_euclidean_norm_has_no_underflow():
+    x = jnp.array([[3e-25, 4e-25], [0.0, 0.0], [3e30, 4e30]])
+    result = euclidean_norm(x, -1)
+    np.testing.assert_allclose(result, [[5e-25], [0.0], [5e30]], rtol=1e-6)

@@ -1,0 +1,171 @@
+"""The command line: one verb per function, no logic.
+
+Imports are inside the verbs so that help and mistakes answer at once, without loading JAX.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from teukenjax.errors import UserError
+
+app = typer.Typer(
+    help="Train multilingual European language models in JAX.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data = typer.Typer(help="Text in, token stores out.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values over the recipe's.")
+]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run directory, or one of its checkpoints.")
+]
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    show: Annotated[
+        bool, typer.Option("--print", help="Print the resolved recipe and stop.")
+    ] = False,
+) -> None:
+    """Train what RECIPE describes; a run found in its `out` is resumed."""
+    from teukenjax import recipe as recipes
+
+    resolved = recipes.load(recipe, overrides or [])
+    if show:
+        print(recipes.to_yaml(resolved), end="")
+        return
+    from teukenjax.train.loop import train as run
+    from teukenjax.train.report import print_next
+
+    print_next(_console(), run(resolved, _console()))
+
+
+@app.command()
+def shardings(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    devices: Annotated[int, typer.Option(min=1, help="How many; they need not exist.")] = 1,
+) -> None:
+    """Print where each array of RECIPE's state lives: shape, spec, bytes per device."""
+    from teukenjax.recipe import load
+    from teukenjax.train.plan import abstract_program, print_shardings
+
+    print_shardings(_console(), abstract_program(load(recipe, overrides or []), devices))
+
+
+@app.command("eval")
+def evaluate(
+    run: RunPath,
+    text: Annotated[Path, typer.Option("--data", help="A file or directory of documents.")],
+    out: Annotated[
+        Path | None, typer.Option("--json", help="Where to write the scores as JSON.")
+    ] = None,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one batch.")] = 32_768,
+) -> None:
+    """Bits per byte of each language of a text: a table, and JSON."""
+    from teukenjax.evaluate.text import print_scores, score_text
+    from teukenjax.run import load_run, write_atomically
+
+    loaded = load_run(run)
+    scores = score_text(loaded, text, batch_tokens=batch_tokens)
+    print_scores(_console(), scores)
+    rows = {language: score.as_dict() for language, score in scores.items()}
+    if out is not None:
+        content = {"step": loaded.step, "data": str(text), "languages": rows}
+        write_atomically(out, json.dumps(content, indent=1))
+
+
+@app.command()
+def generate(
+    run: RunPath,
+    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    tokens: Annotated[int, typer.Option(min=1, help="At most this many.")] = 100,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    top_k: Annotated[int, typer.Option(help="0 is all.")] = 50,
+    top_p: Annotated[float, typer.Option()] = 0.95,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Continue a text."""
+    import jax
+
+    from teukenjax.infer import Generator, Sampling
+    from teukenjax.run import load_run
+
+    how = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    loaded = load_run(run, devices=jax.devices()[:1])
+    generator = Generator(loaded.model, loaded.params, loaded.tokenizer)
+    print(prompt + generator(prompt, tokens=tokens, sampling=how))
+
+
+@app.command()
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A directory to make.")],
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+) -> None:
+    """Write model and tokenizer as stock Hugging Face transformers load them."""
+    from teukenjax.interop import export_run
+
+    export_run(run, out, dtype=dtype)
+    _console().print(f"{out}: AutoModelForCausalLM and AutoTokenizer load it", highlight=False)
+
+
+@data.command()
+def prepare(
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help='A file, a directory, or "sample" (bundled).')
+    ],
+    out: Annotated[Path, typer.Option(help="The token store to make.")],
+    train_tokenizer: Annotated[
+        int | None, typer.Option(min=1, help="Train a tokenizer of this many pieces on TEXT.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Or use this sentencepiece model.")] = None,
+    holdout: Annotated[float, typer.Option(help="Share of documents kept for validation.")] = 0.01,
+    text_field: Annotated[str, typer.Option(help="Of JSON and Parquet.")] = "text",
+    language_field: Annotated[str, typer.Option(help="Falls back to the file's name.")] = "lang",
+    max_broken: Annotated[float, typer.Option(help="Share of lines that may be broken.")] = 0.01,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
+) -> None:
+    """Tokenise .jsonl, .jsonl.zst, .jsonl.gz, .parquet and .txt into a token store."""
+    from teukenjax.data.prepare import prepare as make
+
+    store = make(
+        text,
+        out,
+        train_tokenizer=train_tokenizer,
+        tokenizer=tokenizer,
+        holdout=holdout,
+        text_field=text_field,
+        language_field=language_field,
+        max_broken=max_broken,
+        threads=threads,
+        progress=_console().is_terminal,
+    )
+    for line in store.describe():
+        _console().print(line, highlight=False)
+
+
+def _console():
+    from rich.console import Console
+
+    return Console()
+
+
+def main() -> None:
+    """Runs a verb; a user's mistake is one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

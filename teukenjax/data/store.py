@@ -1,0 +1,195 @@
+"""The token store: a corpus as flat arrays of ids, one for each split and language.
+
+Text is tokenised once; afterwards any window of any language is one read at a known place, which
+is what lets the order of training be arithmetic (see ``mixture``). The layout::
+
+    STORE/manifest.json                     what is inside, and from what it was made
+    STORE/tokenizer.model                   the tokenizer that made the ids
+    STORE/rejects.jsonl                     the lines that were no documents, if there were any
+    STORE/{train,valid}/{language}/ids      uint32, every document followed by the eod id
+    STORE/{train,valid}/{language}/ends     int64, where each document ends in ids, eod included
+    STORE/{train,valid}/{language}/bytes    int64, UTF-8 bytes of each document's text
+
+Arrays are Zarr 3 with sharding, Zstandard and a checksum on every chunk. A store is written
+beside its final name and renamed when complete, so one under its name is whole (``writer``).
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pydantic
+import tensorstore as ts
+from jaxtyping import Int32
+from pydantic import BaseModel, ConfigDict
+
+from teukenjax.data.tokenizer import Tokenizer
+from teukenjax.errors import UserError
+
+FORMAT = 1
+COLUMNS = {"ids": "uint32", "ends": "int64", "bytes": "int64"}
+
+Split = Literal["train", "valid"]
+
+
+class Counts(BaseModel):
+    """The size of one language in one split, and the hash of its ids."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    documents: int
+    tokens: int  # eod included
+    bytes: int  # of UTF-8 text
+    sha256: str
+
+
+class Source(BaseModel):
+    """One file that the store was made from; ``bytes`` is its size on disk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    bytes: int
+
+
+class Manifest(BaseModel):
+    """The content of ``manifest.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = FORMAT
+    tokenizer: str  # its digest
+    vocab_size: int
+    eod_id: int
+    holdout: float
+    lines: int  # read from the sources
+    rejects: int  # of them
+    splits: dict[Split, dict[str, Counts]]
+    sources: list[Source]
+
+
+class TokenStore:
+    """A store on disk, to read from; made by ``TokenStore.open``. Safe to share by threads."""
+
+    def __init__(self, path: Path, manifest: Manifest, arrays: dict[tuple[str, str, str], Any]):
+        self.path = path
+        self.manifest = manifest
+        self._arrays = arrays
+
+    @classmethod
+    def open(cls, path: str | Path) -> "TokenStore":
+        """Opens the store at ``path``.
+
+        Raises:
+          UserError: when there is none, it was written by another version, or parts are missing.
+        """
+        path = Path(path)
+        manifest = _read_manifest(path)
+        arrays = {}
+        for split, languages in manifest.splits.items():
+            for language, counts in languages.items():
+                for name in COLUMNS:
+                    expected = counts.tokens if name == "ids" else counts.documents
+                    array = _open_array(path / split / language / name, expected)
+                    arrays[split, language, name] = array
+        return cls(path, manifest, arrays)
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the ids; a UserError when the file was exchanged."""
+        tokenizer = Tokenizer.load(self.path / "tokenizer.model")
+        if tokenizer.digest != self.manifest.tokenizer:
+            raise UserError(
+                f"{self.path}/tokenizer.model: is tokenizer {tokenizer.digest}, but the store was "
+                f"made with {self.manifest.tokenizer}"
+            )
+        return tokenizer
+
+    @property
+    def digest(self) -> str:
+        """Names the token streams: equal ids in all splits and languages, equal digest."""
+        content = self.manifest.model_dump(include={"format", "tokenizer", "eod_id", "splits"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def languages(self) -> list[str]:
+        """The languages of all splits, sorted."""
+        return sorted({name for languages in self.manifest.splits.values() for name in languages})
+
+    def tokens(self, split: Split, language: str) -> int:
+        """Number of ids, eods included; 0 for a language that the split does not hold."""
+        counts = self.manifest.splits[split].get(language)
+        return counts.tokens if counts else 0
+
+    def read(
+        self, split: Split, language: str, start: int, stop: int
+    ) -> Int32[np.ndarray, " ids"]:
+        """The ids from ``start`` to before ``stop``; a UserError when they are damaged."""
+        assert 0 <= start <= stop <= self.tokens(split, language)
+        return self._read(split, language, "ids", start, stop).astype(np.int32)
+
+    def documents(
+        self, split: Split, language: str, limit: int
+    ) -> list[tuple[Int32[np.ndarray, " ids"], int]]:
+        """The first ``limit`` documents: ids without eod, and size in bytes of UTF-8."""
+        counts = self.manifest.splits[split].get(language)
+        count = min(limit, counts.documents) if counts else 0
+        if not count:
+            return []
+        ends = self._read(split, language, "ends", 0, count)
+        sizes = self._read(split, language, "bytes", 0, count)
+        ids = np.split(self.read(split, language, 0, int(ends[-1])), ends[:-1])
+        return [(flat[:-1], int(size)) for flat, size in zip(ids, sizes, strict=True)]
+
+    def _read(self, split: str, language: str, name: str, start: int, stop: int) -> np.ndarray:
+        try:
+            return self._arrays[split, language, name][start:stop].read().result()
+        except ValueError as error:  # what TensorStore raises for everything
+            reason = str(error).split(" [")[0]
+            raise UserError(
+                f"{self.path}: '{name}' of language '{language}' in {split} is damaged "
+                f"between {start} and {stop}: {reason}"
+            ) from None
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / "manifest.json"
+    if not file.is_file():
+        raise UserError(f"{path}: is not a token store: it has no manifest.json")
+    try:
+        values = json.loads(file.read_bytes())
+        version = values.get("format")
+        if version != FORMAT:
+            raise UserError(
+                f"{file}: format {version} is not {FORMAT}, which this version reads: prepare the "
+                "store again"
+            )
+        return Manifest.model_validate(values)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{file}: is damaged: {where}: {first['msg']}") from None
+    except (AttributeError, UnicodeDecodeError, json.JSONDecodeError):
+        raise UserError(f"{file}: is damaged: not a JSON object") from None
+
+
+def _open_array(path: Path, expected: int) -> Any:
+    try:
+        array = ts.open(spec(path), open=True).result()
+    except ValueError:
+        raise UserError(f"{path}: is missing or damaged: prepare the store again") from None
+    if array.shape != (expected,):
+        raise UserError(f"{path}: holds {array.shape[0]} elements, the manifest says {expected}")
+    return array
+
+
+def spec(path: Path) -> dict[str, Any]:
+    """What TensorStore needs to open the array at ``path``."""
+    # A lost file must not read as zeros, so zeros are stored and absence is an error.
+    return {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(path)},
+        "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
+    }

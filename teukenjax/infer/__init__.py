@@ -1,0 +1,6 @@
+"""Using a trained model: sampling and generation."""
+
+from teukenjax.infer.generate import Generator
+from teukenjax.infer.sampling import Sampling
+
+__all__ = ["Generator", "Sampling"]

@@ -1,0 +1,196 @@
+"""What the model calls: the loss of hidden states against a vocabulary table.
+
+Why not logits and a softmax: with V = 250,680 the logits of one 4096-token sequence are 4 GB in
+fp32. So tokens go through in chunks, and the gradients of a chunk are computed in the forward
+pass while its probabilities are at hand: they only need scaling by the loss's own cotangent
+later, and no logits are kept or computed twice.
+
+Why a ``shard_map``: when the table is split over its vocabulary, each device keeps its rows and
+sees every token of its group. Per chunk, hidden states are gathered, the softmax's maximum and
+sum and the label's logit are combined, and d-hidden goes back to the token's owner. The table
+and its gradient never move.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from teukenjax.sharding import BATCH_AXES, Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """What is static about a call."""
+
+    vocab_size: int  # rows of the table beyond this are padding: probability zero
+    chunk: int  # tokens per device whose logits exist at one time
+    dtype: str  # of the products; statistics are fp32
+    layout: Layout
+
+    @property
+    def vocab_axes(self) -> tuple[str, ...]:
+        """Mesh axes that split the table."""
+        return self.layout.row.parameters.get("vocab", ())
+
+    @property
+    def gather_axes(self) -> tuple[str, ...]:
+        """Mesh axes that split both tokens and table: here tokens travel."""
+        return tuple(axis for axis in self.vocab_axes if axis in BATCH_AXES)
+
+
+def linear_cross_entropy(
+    hidden: Float[Array, "B S D"],
+    table: Float[Array, "V D"],
+    labels: Int[Array, "B S"],
+    weights: Float[Array, "B S"],
+    *,
+    vocab_size: int,
+    chunk: int,
+    layout: Layout,
+) -> tuple[Float[Array, ""], Float[Array, "B S"]]:
+    """Weighted cross-entropy of next tokens.
+
+    Args:
+      hidden: final hidden states; their dtype is that of the products.
+      table: fp32 output table, split as ``layout`` splits parameters; rows from ``vocab_size`` on
+        are padding.
+      labels: in [0, vocab_size).
+      weights: of each token in the sum; 0 masks it.
+      vocab_size: V without padding.
+      chunk: tokens per device whose logits exist at one time.
+      layout: mesh and strategy.
+
+    Returns:
+      Σ weight · loss in nats, differentiable in ``hidden`` and ``table``; and the loss of each
+      token in nats (before weighting), which carries no gradient.
+    """
+    head = Head(vocab_size, chunk, str(hidden.dtype), layout)
+    return _loss(hidden, table, labels, weights, head)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _loss(hidden, table, labels, weights, head: Head):
+    total, losses, _ = _sharded(head, hidden, table, labels, weights, gradients=False)
+    return total, losses
+
+
+def _loss_forward(hidden, table, labels, weights, head: Head):
+    total, losses, gradients = _sharded(head, hidden, table, labels, weights, gradients=True)
+    return (total, losses), gradients
+
+
+def _loss_backward(head: Head, gradients, cotangents):
+    scale, _ = cotangents
+    d_hidden, d_table = gradients
+    return (d_hidden * scale.astype(d_hidden.dtype), d_table * scale, None, None)
+
+
+_loss.defvjp(_loss_forward, _loss_backward)
+
+
+def _sharded(head: Head, hidden, table, labels, weights, *, gradients: bool):
+    tokens = P(BATCH_AXES, None)
+    states = P(BATCH_AXES, None, None)
+    rows = P(head.vocab_axes or None, None)
+    body = functools.partial(_local, head, gradients=gradients)
+    return jax.shard_map(
+        body,
+        mesh=head.layout.mesh,
+        in_specs=(states, rows, tokens, tokens),
+        out_specs=(P(), tokens, (states, rows) if gradients else None),
+        check_vma=False,
+    )(hidden, table, labels, weights)
+
+
+def _local(head: Head, hidden_BSD, table_VD, labels_BS, weights_BS, *, gradients: bool):
+    """One device's part: chunks of its own tokens, joined by those of its group."""
+    B, S, D = hidden_BSD.shape
+    tokens = B * S
+    chunk = min(head.chunk, tokens)
+    padding = -tokens % chunk
+
+    def chunks(x):
+        flat = x.reshape(tokens, *x.shape[2:])
+        flat = jnp.pad(flat, ((0, padding), *((0, 0) for _ in flat.shape[1:])))
+        return flat.reshape(-1, chunk, *flat.shape[1:])
+
+    table = table_VD.astype(head.dtype)
+    step = functools.partial(_chunk, head, table, gradients=gradients)
+    start = jnp.zeros(table.shape if gradients else (), jnp.float32)
+    inputs = (chunks(hidden_BSD), chunks(labels_BS), chunks(weights_BS))
+    d_table, (losses, d_hidden) = lax.scan(step, start, inputs)
+
+    losses = losses.reshape(-1)[:tokens].reshape(B, S)
+    total = lax.psum(jnp.sum(losses * weights_BS), BATCH_AXES)
+    if not gradients:
+        return total, losses, None
+    # Groups that hold the same rows of the table saw different tokens.
+    other = tuple(axis for axis in BATCH_AXES if axis not in head.gather_axes)
+    d_table = lax.psum(d_table, other)
+    d_hidden = d_hidden.reshape(-1, D)[:tokens].reshape(B, S, D)
+    return total, losses, (d_hidden, d_table)
+
+
+def _chunk(head: Head, table_VD, d_table, inputs, *, gradients: bool):
+    """Loss, and gradients when asked for, of one chunk of C tokens (after the gather)."""
+    hidden_CD, labels_C, weights_C = (_gather(head, x) for x in inputs)
+    logits_CV = _product("cd,vd->cv", hidden_CD, table_VD)
+    rows_V = _first_row(head, table_VD) + jnp.arange(table_VD.shape[0])
+    logits_CV = jnp.where((rows_V < head.vocab_size)[None], logits_CV, -jnp.inf)
+    is_label_CV = rows_V[None] == labels_C[:, None]
+
+    top_C = _across(lax.pmax, jnp.max(logits_CV, axis=-1), head.vocab_axes)
+    sum_C = _across(lax.psum, jnp.sum(jnp.exp(logits_CV - top_C[:, None]), -1), head.vocab_axes)
+    label_C = jnp.sum(jnp.where(is_label_CV, logits_CV, 0.0), axis=-1)
+    label_C = _across(lax.psum, label_C, head.vocab_axes)
+    log_sum_C = top_C + jnp.log(sum_C)
+    losses = _own(head, log_sum_C - label_C)
+    if not gradients:
+        return d_table, (losses, None)
+
+    probability_CV = jnp.exp(logits_CV - log_sum_C[:, None])
+    d_logits_CV = ((probability_CV - is_label_CV) * weights_C[:, None]).astype(head.dtype)
+    d_table += _product("cv,cd->vd", d_logits_CV, hidden_CD)
+    d_hidden_CD = _product("cv,vd->cd", d_logits_CV, table_VD)
+    return d_table, (losses, _scatter(head, d_hidden_CD).astype(head.dtype))
+
+
+def _product(equation: str, x: Array, y: Array) -> Array:
+    return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
+
+
+def _across(reduce, x: Array, axes: tuple[str, ...]) -> Array:
+    return reduce(x, axes) if axes else x
+
+
+def _gather(head: Head, x: Array) -> Array:
+    """A chunk of this device's tokens → of all tokens of its group."""
+    return lax.all_gather(x, head.gather_axes, tiled=True) if head.gather_axes else x
+
+
+def _scatter(head: Head, partial_CD: Array) -> Array:
+    """Sums over the vocabulary's shards; each device gets its own tokens back."""
+    rest = tuple(axis for axis in head.vocab_axes if axis not in head.gather_axes)
+    partial_CD = _across(lax.psum, partial_CD, rest)
+    if not head.gather_axes:
+        return partial_CD
+    return lax.psum_scatter(partial_CD, head.gather_axes, scatter_dimension=0, tiled=True)
+
+
+def _own(head: Head, x_C: Array) -> Array:
+    """This device's tokens out of a gathered chunk."""
+    if not head.gather_axes:
+        return x_C
+    size = x_C.shape[0] // math.prod(head.layout.mesh.shape[axis] for axis in head.gather_axes)
+    return lax.dynamic_slice_in_dim(x_C, lax.axis_index(head.gather_axes) * size, size)
+
+
+def _first_row(head: Head, table_VD: Array) -> Array | int:
+    """The vocabulary index of this device's first row."""
+    return lax.axis_index(head.vocab_axes) * table_VD.shape[0] if head.vocab_axes else 0

@@ -1,0 +1,239 @@
+"""The parts of a Teuken block, in Flax NNX.
+
+Letters: B batch, S sequence, D width, H query heads, K KV heads, N head dim, F FFN inner,
+V vocabulary (padded). A weight declares its named axes, its role and its fan-in and fan-out once,
+here; sharding, Scion, checkpoints and the export all read that declaration.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name as name  # what a remat policy may save
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from teukenjax.kernels.attention.api import attention, cached_attention
+from teukenjax.recipe import ComputeConfig, ModelConfig
+from teukenjax.sharding import BATCH_AXES, Layout, WeightSpec
+
+Initializer = Callable[..., Array]
+KeyValue = tuple[Array, Array]  # keys and values, each [B, C, K, N]
+
+
+class Weight(nnx.Param):
+    """A parameter in fp32 that carries its ``WeightSpec`` as ``spec``."""
+
+
+def weight(init: Initializer, shape: tuple[int, ...], spec: WeightSpec, rngs: nnx.Rngs) -> Weight:
+    """A weight of this shape; ``init`` is called as ``init(key, shape, spec)``."""
+    assert len(shape) == len(spec.axes)
+    return Weight(init(rngs.params(), shape, spec), spec=spec)
+
+
+def ones(key: Array, shape: tuple[int, ...], spec: WeightSpec) -> Array:
+    """The start of a norm gain."""
+    del key, spec
+    return jnp.ones(shape, jnp.float32)
+
+
+def rms_norm(
+    x: Float[Array, "... D"], gain: Float[Array, "D"] | None, epsilon: float
+) -> Float[Array, "... D"]:
+    """x / rms(x) · gain over the last axis; statistics and gain in fp32, then rounded once.
+
+    Rounding after the gain is what Teuken was trained with (facts of the Apex kernel); Hugging
+    Face rounds before it, which differs in the last bit of bf16 and not at all in fp32.
+    """
+    wide = x.astype(jnp.float32)
+    wide *= lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
+    if gain is not None:
+        wide *= gain.reshape((1,) * (wide.ndim - 1) + gain.shape)
+    return wide.astype(x.dtype)
+
+
+def rope_angles(
+    positions: Int[Array, "S"], *, head_dim: int, theta: float
+) -> tuple[Float[Array, "S N/2"], Float[Array, "S N/2"]]:
+    """cos and sin of position · theta^(−2i/N), exact in fp32.
+
+    Teuken's public training code rounded frequencies and positions to bf16, which leaves 769
+    distinct positions out of 4096; inference code uses fp32 angles, and so do we.
+    """
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions.astype(jnp.float32)[:, None] * frequencies[None]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rope(x: Float[Array, "B S H N"], rope: tuple[Array, Array]) -> Float[Array, "B S H N"]:
+    """Rotates dimension i with dimension i + N/2 (the half-split convention of Llama)."""
+    cos, sin = (angle[None, :, None, :] for angle in rope)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+
+def embed(
+    table: Float[Array, "V D"], tokens: Int[Array, "B S"], *, layout: Layout, dtype
+) -> Float[Array, "B S D"]:
+    """Rows of a table that may be split over its vocabulary.
+
+    Each device looks up what it owns for all tokens of its group, and the sum over the group goes
+    back to the tokens' owners; the table itself never moves.
+    """
+    vocab_axes = layout.row.parameters.get("vocab", ())
+    gather_axes = tuple(axis for axis in vocab_axes if axis in BATCH_AXES)
+    rest = tuple(axis for axis in vocab_axes if axis not in gather_axes)
+
+    def lookup(table_VD, tokens_BS):
+        if not vocab_axes:
+            return table_VD[tokens_BS].astype(dtype)
+        if gather_axes:
+            tokens_BS = lax.all_gather(tokens_BS, gather_axes, tiled=True)
+        rows = tokens_BS - lax.axis_index(vocab_axes) * table_VD.shape[0]
+        own = (rows >= 0) & (rows < table_VD.shape[0])
+        # One owner a token: the sum has one term that is not zero, exact in any dtype.
+        found = jnp.where(own[..., None], table_VD[jnp.where(own, rows, 0)], 0.0).astype(dtype)
+        if rest:
+            found = lax.psum(found, rest)
+        if not gather_axes:
+            return found
+        return lax.psum_scatter(found, gather_axes, scatter_dimension=0, tiled=True)
+
+    return jax.shard_map(
+        lookup,
+        mesh=layout.mesh,
+        in_specs=(P(vocab_axes or None, None), P(BATCH_AXES, None)),
+        out_specs=P(BATCH_AXES, None, None),
+        check_vma=False,
+    )(table, tokens)
+
+
+class Norm(nnx.Module):
+    """RMSNorm over the width, with a gain unless the model has none."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.epsilon = config.norm_epsilon
+        if config.norm_gain:
+            spec = WeightSpec(("gain",), "gain", (), ("gain",))
+            self.gain = weight(ones, (config.width,), spec, rngs)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """The normalised input, in its dtype."""
+        gain = self.gain[...] if hasattr(self, "gain") else None
+        return rms_norm(x, gain, self.epsilon)
+
+
+class Linear(nnx.Module):
+    """What attention and MLP share: gathered weights in the compute dtype, optional inner norms."""
+
+    def __init__(self, config: ModelConfig, compute: ComputeConfig, layout: Layout):
+        self.config, self.compute, self.layout = config, compute, layout
+
+    def product(self, equation: str, x: Array, w: Weight) -> Array:
+        """einsum of an activation with a weight, fp32 accumulation, in the compute dtype."""
+        gathered = self.layout.use(w[...], w.spec.axes, self.compute.dtype)
+        return jnp.einsum(equation, x, gathered)
+
+    def inner_norm(self, x: Array, *, over: int = 1) -> Array:
+        """The gain-free norm in front of a linear map when the model has norms everywhere.
+
+        Args:
+          x: activation.
+          over: how many trailing axes the mean is taken over.
+        """
+        if self.config.norms != "everywhere":
+            return x
+        flat = x.reshape(*x.shape[: x.ndim - over], -1)
+        return rms_norm(flat, None, self.config.norm_epsilon).reshape(x.shape)
+
+
+class Attention(Linear):
+    """Causal grouped-query attention with RoPE; no biases."""
+
+    def __init__(self, config, compute, layout, *, init, residual_init, rngs: nnx.Rngs):
+        super().__init__(config, compute, layout)
+        D, H, K, N = config.width, config.heads, config.kv_heads, config.head_dim
+        query = WeightSpec(
+            ("width", "heads", "head_dim"), "hidden", ("width",), ("heads", "head_dim")
+        )
+        shared = WeightSpec(
+            ("width", "kv_heads", "head_dim"), "hidden", ("width",), ("kv_heads", "head_dim")
+        )
+        output = WeightSpec(
+            ("heads", "head_dim", "width"), "hidden", ("heads", "head_dim"), ("width",)
+        )
+        self.query = weight(init, (D, H, N), query, rngs)
+        self.key = weight(init, (D, K, N), shared, rngs)
+        self.value = weight(init, (D, K, N), shared, rngs)
+        self.output = weight(residual_init, (H, N, D), output, rngs)
+
+    def __call__(self, x, rope, cache: KeyValue | None = None, start: Array | None = None):
+        """Attends over the sequence, or over a cache that it extends at ``start``.
+
+        Args:
+          x: [B, S, D].
+          rope: cos and sin for the S positions.
+          cache: keys and values [B, C, K, N] of earlier positions; none in training.
+          start: position of x's first token in the cache.
+
+        Returns:
+          [B, S, D], and the extended cache (none in training).
+        """
+        q = self.inner_norm(self.product("bsd,dhn->bshn", x, self.query))
+        k = self.inner_norm(self.product("bsd,dkn->bskn", x, self.key))
+        v = self.inner_norm(self.product("bsd,dkn->bskn", x, self.value))
+        q, k, v = (name(x, "qkv") for x in (apply_rope(q, rope), apply_rope(k, rope), v))
+        if cache is None:
+            mixed = attention(q, k, v, implementation=self.compute.attention)
+        else:
+            cache = tuple(
+                lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
+                for old, new in zip(cache, (k, v), strict=True)
+            )
+            mixed = cached_attention(q, *cache, start)
+        mixed = self.inner_norm(name(mixed, "attention"), over=2)
+        return self.product("bshn,hnd->bsd", mixed, self.output), cache
+
+
+class MLP(Linear):
+    """SwiGLU: down(silu(gate x) · up x); no biases."""
+
+    def __init__(self, config, compute, layout, *, init, residual_init, rngs: nnx.Rngs):
+        super().__init__(config, compute, layout)
+        D, F = config.width, config.ffn
+        widen = WeightSpec(("width", "ffn"), "hidden", ("width",), ("ffn",))
+        narrow = WeightSpec(("ffn", "width"), "hidden", ("ffn",), ("width",))
+        self.gate = weight(init, (D, F), widen, rngs)
+        self.up = weight(init, (D, F), widen, rngs)
+        self.down = weight(residual_init, (F, D), narrow, rngs)
+
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        """The MLP's contribution to the residual stream."""
+        gate = name(self.product("bsd,df->bsf", x, self.gate), "gate_up")
+        up = name(self.product("bsd,df->bsf", x, self.up), "gate_up")
+        inner = self.inner_norm(jax.nn.silu(gate) * up)
+        return self.product("bsf,fd->bsd", inner, self.down)
+
+
+class Block(nnx.Module):
+    """x + attention(norm x), then x + mlp(norm x)."""
+
+    def __init__(self, config, compute, layout, *, init, residual_init, rngs: nnx.Rngs):
+        inits = {"init": init, "residual_init": residual_init, "rngs": rngs}
+        self.layout = layout
+        self.attention_norm = Norm(config, rngs=rngs)
+        self.attention = Attention(config, compute, layout, **inits)
+        self.mlp_norm = Norm(config, rngs=rngs)
+        self.mlp = MLP(config, compute, layout, **inits)
+
+    def __call__(self, x, rope, cache: KeyValue | None = None, start: Array | None = None):
+        """One layer; arguments and results as ``Attention``."""
+        with jax.named_scope("attention"):
+            mixed, cache = self.attention(self.attention_norm(x), rope, cache, start)
+            x = name(self.layout.constrain_batch(x + mixed), "middle")
+        with jax.named_scope("mlp"):
+            x = self.layout.constrain_batch(x + self.mlp(self.mlp_norm(x)))
+        return x, cache

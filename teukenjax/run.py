@@ -1,0 +1,170 @@
+"""The run directory: what lies in it, how it is resumed, how its model is loaded.
+
+    RUN/recipe.yaml      the resolved recipe
+    RUN/tokenizer/       tokenizer.model, a copy of the store's
+    RUN/checkpoints/     Orbax steps
+    RUN/metrics.jsonl    one object a step
+    RUN/tensorboard/     the same as events
+    RUN/eval.json        bits per byte for each language, before, during and after
+    RUN/loss.png         the loss curve
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from teukenjax.checkpoint import FOLDER, Checkpoints, find
+from teukenjax.data.tokenizer import Tokenizer
+from teukenjax.errors import UserError
+from teukenjax.kernels.attention import choose
+from teukenjax.model import Functional
+from teukenjax.recipe import ComputeConfig, Recipe, ShardingConfig, flatten, load, to_yaml
+from teukenjax.sharding import make_layout, tree_shardings
+
+# A change of these would break the saved state or the order of the data.
+FIXED = (
+    "seed",
+    "model.",
+    "batch.sequences",
+    "data.weights",
+    "data.temperature",
+    "optimizer.name",
+    "optimizer.momentum",
+)
+
+
+class RunDirectory:
+    """One run's files. Opening creates the directory, or finds a run to resume in it."""
+
+    def __init__(self, recipe: Recipe):
+        """Args: the recipe as given; ``recipe.out`` is the directory.
+
+        Raises:
+          UserError: when the directory holds something that is not a run.
+        """
+        self.path = recipe.out
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"out={self.path}: cannot be created: {error.strerror}") from None
+        self.is_new = not self._recipe.is_file()
+        if self.is_new and any(self.path.iterdir()):
+            raise UserError(
+                f"out={self.path}: not empty and not a run directory (it has no recipe.yaml)"
+            )
+        if self.is_new:
+            write_atomically(self._recipe, to_yaml(recipe))
+
+    @property
+    def _recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a step."""
+        return self.path / "metrics.jsonl"
+
+    def adopt(self, recipe: Recipe, tokenizer: Tokenizer) -> dict[str, tuple[Any, Any]]:
+        """Makes the resolved recipe and the tokenizer those of the run.
+
+        Returns:
+          What changed since the run was last started: key → (old, new).
+
+        Raises:
+          UserError: when something changed that cannot, or the tokenizer is another one.
+        """
+        old = flatten(load(self._recipe))
+        new = flatten(recipe)
+        changed = {
+            key: (old.get(key), new.get(key))
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        }
+        has_weights = (self.path / FOLDER).is_dir()
+        refused = [key for key in changed if has_weights and key.startswith(FIXED)]
+        if refused:
+            was, now = changed[refused[0]]
+            raise UserError(
+                f"{self.path}: {refused[0]} was {was} when the run began and cannot become {now}: "
+                f"choose another out, or set it back"
+            )
+        self._adopt_tokenizer(tokenizer)
+        write_atomically(self._recipe, to_yaml(recipe))
+        return changed
+
+    def _adopt_tokenizer(self, tokenizer: Tokenizer) -> None:
+        path = self.path / "tokenizer" / "tokenizer.model"
+        if path.is_file():
+            own = Tokenizer.load(path)
+            if own.digest != tokenizer.digest:
+                raise UserError(
+                    f"{self.path}: the store's tokenizer {tokenizer.digest} differs from the "
+                    f"run's {own.digest}: give the store that the run began with"
+                )
+        path.parent.mkdir(exist_ok=True)
+        tokenizer.save(path)
+
+    def evaluations(self) -> list[dict]:
+        """The rows of eval.json, by step."""
+        path = self.path / "eval.json"
+        return json.loads(path.read_text()) if path.is_file() else []
+
+    def record_evaluation(self, step: int, scores: dict[str, Any]) -> None:
+        """Adds the scores after ``step`` steps to eval.json, in place of older ones for it."""
+        rows = [row for row in self.evaluations() if row["step"] != step]
+        rows.append({"step": step, "languages": {k: s.as_dict() for k, s in scores.items()}})
+        rows.sort(key=lambda row: row["step"])
+        write_atomically(self.path / "eval.json", json.dumps(rows, indent=1))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a small file so that a reader, or a kill, never meets half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+class LoadedRun(NamedTuple):
+    """A run's model, ready to use."""
+
+    recipe: Recipe
+    tokenizer: Tokenizer
+    model: Functional
+    params: Any
+    step: int
+
+
+def load_run(run: Path, *, devices: list[jax.Device] | None = None) -> LoadedRun:
+    """The model of a run directory or of one of its checkpoints, sharded over ``devices``.
+
+    Args:
+      run: RUN as every verb takes it.
+      devices: default: all.
+    """
+    path, step = find(run)
+    recipe = load(path / "recipe.yaml")
+    tokenizer = Tokenizer.load(path / "tokenizer" / "tokenizer.model")
+    layout = make_layout(ShardingConfig(strategy="fsdp"), devices)
+    compute = concrete(recipe, layout.mesh.devices.flat[0].platform)
+    model = Functional(recipe.model, compute, layout)
+    shardings = tree_shardings(layout, model.specs, model.abstract, layout.row.parameters)
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract, shardings
+    )
+    checkpoints = Checkpoints(path)
+    params = checkpoints.restore_params(step, abstract)
+    checkpoints.close()
+    return LoadedRun(recipe, tokenizer, model, params, step)
+
+
+def concrete(recipe: Recipe, platform: str) -> ComputeConfig:
+    """The recipe's compute section with the attention implementation chosen for a platform."""
+    chosen, _ = choose(
+        recipe.compute.attention,
+        dtype=recipe.compute.dtype,
+        head_dim=recipe.model.head_dim,
+        platform=platform,
+    )
+    return recipe.compute.model_copy(update={"attention": chosen})

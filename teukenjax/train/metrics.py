@@ -1,0 +1,64 @@
+"""Where a run's numbers go: JSON lines for scripts, events for TensorBoard, a curve for people."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+from tensorboardX import SummaryWriter
+
+from teukenjax.run import write_atomically
+
+PLOTTED = ("loss", "grad_norm", "learning_rate")
+
+
+class MetricsLog:
+    """Appends one row a step to metrics.jsonl and TensorBoard; flushed as it is written."""
+
+    def __init__(self, run: Path, *, first_step: int):
+        """Drops rows of steps after ``first_step``: a resumed run is about to do them again."""
+        self.path = run / "metrics.jsonl"
+        rows = [row for row in read_metrics(self.path) if row["step"] <= first_step]
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        self._events = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, row: dict) -> None:
+        """One step's numbers; a value of None is unknown."""
+        self._file.write(json.dumps(row) + "\n")
+        for key, value in row.items():
+            if key != "step" and value is not None:
+                self._events.add_scalar(f"train/{key}", value, row["step"])
+
+    def write_scores(self, step: int, scores: dict) -> None:
+        """Bits per byte of each language as events."""
+        for language, score in scores.items():
+            self._events.add_scalar(f"bits_per_byte/{language}", score.bits_per_byte, step)
+
+    def close(self) -> None:
+        """Flushes both."""
+        self._file.close()
+        self._events.close()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def plot_loss(rows: list[dict], path: Path) -> None:
+    """The loss curve of a run, with gradient norm and learning rate below it, as PNG."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(len(PLOTTED), sharex=True, height_ratios=(3, 1, 1))
+    for axis, key in zip(axes, PLOTTED, strict=True):
+        axis.plot([row["step"] for row in rows], [row[key] for row in rows], linewidth=1)
+        axis.set_ylabel("loss (nats/token)" if key == "loss" else key.replace("_", " "))
+        axis.grid(alpha=0.3)
+    axes[-1].set_xlabel("step")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,32 @@
+"""What a finished run says: scores before and after, and what to do next."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_evaluations(console: Console, evaluations: list[dict]) -> None:
+    """Bits per byte of each language at the first and at the last evaluation."""
+    if not evaluations:
+        return
+    before, after = evaluations[0], evaluations[-1]
+    steps = (f"step {row['step']}" for row in (before, after))
+    table = Table("language", *steps, "held-out bytes", box=None, title="bits per byte")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for language, score in after["languages"].items():
+        first, last = (row["languages"][language]["bits_per_byte"] for row in (before, after))
+        table.add_row(language, f"{first:.3f}", f"{last:.3f}", f"{score['bytes']:,}")
+    console.print(table)
+
+
+def print_next(console: Console, run: Path) -> None:
+    """Three commands that can be copied as they stand."""
+    console.print("\nnext:")
+    for command in (
+        f'generate {run} --prompt "The river"',
+        f"eval {run} --data teukenjax/data/sample",
+        f"export {run} {run}/hf",
+    ):
+        console.print(f"  uv run teukenjax {command}", highlight=False, soft_wrap=True)

@@ -1,0 +1,93 @@
+"""The state of training, and the one function that says what it looks like on a mesh.
+
+``Program.abstract_state`` is the source of truth for initialisation, restoring, planning and
+deviceless compilation: shapes and placements, no memory.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from teukenjax.model import Functional, leaf_spec
+from teukenjax.optim.build import build_optimizer
+from teukenjax.optim.schedules import schedule
+from teukenjax.recipe import Recipe
+from teukenjax.run import concrete
+from teukenjax.sharding import Layout, WeightSpec, tree_shardings
+
+
+class TrainState(NamedTuple):
+    """Everything that a step reads and writes."""
+
+    step: Int[Array, ""]  # optimizer steps done
+    params: Any  # nested dict, fp32
+    opt_state: Any
+
+
+class Program:
+    """A recipe on a mesh: model, optimizer and where their state lives. Holds no arrays."""
+
+    def __init__(self, recipe: Recipe, layout: Layout, *, platform: str):
+        """Args: a resolved recipe, mesh and strategy, and what the mesh's devices are."""
+        self.recipe, self.layout = recipe, layout
+        self.model = Functional(recipe.model, concrete(recipe, platform), layout)
+        self.learning_rate = schedule(
+            recipe.schedule, learning_rate=recipe.optimizer.learning_rate, steps=recipe.steps
+        )
+        leaves = jax.tree.map(leaf_spec, self.model.specs, is_leaf=_is_spec)
+        self.optimizer: optax.GradientTransformation = build_optimizer(
+            recipe.optimizer, self.learning_rate, leaves
+        )
+
+    @functools.cached_property
+    def shardings(self) -> TrainState:
+        """The placement of each array of the state."""
+        row = self.layout.row
+        specs, shapes = self.model.specs, self.model.abstract
+        params = tree_shardings(self.layout, specs, shapes, row.parameters)
+        moments = tree_shardings(self.layout, specs, shapes, row.optimizer)
+        whole = self.layout.replicated()
+        structure = jax.tree.structure(shapes)
+
+        def is_moment(node) -> bool:
+            return jax.tree.structure(node) == structure
+
+        # Parts of the optimizer's state that look like the parameters are placed by the table's
+        # optimizer row; what is left are scalars.
+        opt_state = jax.tree.map(
+            lambda node: moments if is_moment(node) else whole,
+            jax.eval_shape(self.optimizer.init, shapes),
+            is_leaf=is_moment,
+        )
+        return TrainState(whole, params, opt_state)
+
+    @functools.cached_property
+    def gradient_shardings(self) -> Any:
+        """The placement of gradients after their reduction."""
+        row = self.layout.row
+        return tree_shardings(self.layout, self.model.specs, self.model.abstract, row.gradients)
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and placements of the state."""
+        shapes = jax.eval_shape(self._init, jnp.uint32(0))
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings
+        )
+
+    def init(self) -> TrainState:
+        """A fresh state, born in its placement."""
+        seed = jnp.uint32(self.recipe.seed)
+        return jax.jit(self._init, out_shardings=self.shardings)(seed)
+
+    def _init(self, seed) -> TrainState:
+        params = self.model.init(seed)
+        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
+
+
+def _is_spec(node: Any) -> bool:
+    return isinstance(node, WeightSpec)
