@@ -159,7 +159,8 @@ def prepare(
 def _console():
     from rich.console import Console
 
-    return Console()
+    # Piped into a file, lines are as long as they are.
+    return Console() if sys.stdout.isatty() else Console(width=200)
 
 
 def main() -> None:

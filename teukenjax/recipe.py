@@ -229,7 +229,8 @@ def validate[S: Section](section: type[S], values: dict[str, Any], origin: str) 
     """Checks plain ``values`` against ``section``; ``origin`` names them in errors."""
     try:
         # By way of JSON, where a list may become a tuple and a string a path, and nothing else.
-        return section.model_validate_json(json.dumps(values))
+        # YAML's dates become strings: out=2026-01-31 is a name.
+        return section.model_validate_json(json.dumps(values, default=str))
     except pydantic.ValidationError as error:
         raise UserError(f"{origin}: {_explain(error, section)}") from None
 
@@ -290,7 +291,12 @@ def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override '{override}': expected key=value, as in steps=100")
-    value = YAML(typ="safe", pure=True).load(text) if text else None
+    try:
+        value = YAML(typ="safe", pure=True).load(text) if text else None
+    except YAMLError:
+        raise UserError(
+            f"override '{override}': the value is not YAML; text with : [ or @ goes in quotes"
+        ) from None
     *parents, last = key.split(".")
     target: Any = values
     for name in parents:
@@ -314,7 +320,7 @@ def _child(target: Any, name: str, override: str) -> Any:
 
 
 def _position(target: list, name: str, override: str) -> int:
-    if not name.isdigit() or int(name) >= len(target):
+    if not name.isdecimal() or int(name) >= len(target):
         raise UserError(f"override '{override}': '{name}' is not one of 0 … {len(target) - 1}")
     return int(name)
 
@@ -322,8 +328,9 @@ def _position(target: list, name: str, override: str) -> int:
 def _explain(error: pydantic.ValidationError, section: type[Section]) -> str:
     """The first complaint, in one line with the dotted key."""
     first = error.errors(include_url=False)[0]
-    # Discriminated unions put the variant's name into the location; it is not a key.
+    # Unions put the variant's name or its type into the location; neither is a key.
     location = [str(part) for part in first["loc"] if part not in ("adamw", "scion")]
+    location = [part for part in location if "[" not in part]
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
         return f"unknown key '{key}': {nearest(location[-1], _keys_at(section, first['loc'][:-1]))}"

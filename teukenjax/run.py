@@ -82,9 +82,8 @@ class RunDirectory:
             for key in sorted(old.keys() | new.keys())
             if old.get(key) != new.get(key)
         }
-        has_weights = (self.path / FOLDER).is_dir()
-        refused = [key for key in changed if has_weights and key.startswith(FIXED)]
-        if refused:
+        refused = [key for fixed in FIXED for key in changed if key.startswith(fixed)]
+        if refused and (self.path / FOLDER).is_dir():
             was, now = changed[refused[0]]
             raise UserError(
                 f"{self.path}: {refused[0]} was {was} when the run began and cannot become {now}: "

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import tracemalloc
 
 import jax
 import ml_dtypes
@@ -13,7 +14,7 @@ from safetensors import deserialize
 
 from teukenjax.errors import UserError
 from teukenjax.interop import export_hf
-from teukenjax.interop.hf_weights import LAYER, hf_tensors
+from teukenjax.interop.hf_weights import LAYER, hf_tensors, write_safetensors
 from teukenjax.model import single_device
 
 NUMPY = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -131,6 +132,22 @@ def test_files_are_marked_for_torch(export):
     raw = (export() / "model.safetensors").read_bytes()
     (size,) = struct.unpack("<Q", raw[:8])
     assert json.loads(raw[8 : 8 + size])["__metadata__"] == {"format": "pt"}
+
+
+def test_one_shard_is_held_in_memory(tmp_path):
+    megabyte = 1_000_000
+    tensors = ((str(i), np.ones(megabyte // 4, np.float32)) for i in range(40))
+    tracemalloc.start()
+    write_safetensors(tensors, tmp_path, dtype="float32", shard_bytes=8 * megabyte)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(list(tmp_path.glob("*.safetensors"))) == 5
+    assert peak < 10 * megabyte  # a shard and the tensor that did not fit
+
+
+def test_all_files_are_readable_alike(export):
+    out = export(shard_bytes=50_000)
+    assert len({file.stat().st_mode for file in out.iterdir()}) == 1
 
 
 def test_sharded_arrays_give_the_same_tensors(config):

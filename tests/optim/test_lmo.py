@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import COL_NORM, FIRST_ROW_RMS, GRADIENT, ROW_NORM, SPECTRAL
+from golden import COL_NORM, FIRST_ROW_RMS, GRADIENT, ROW_NORM, SPECTRAL, gaussian
 
 from teukenjax.errors import UserError
 from teukenjax.optim.lmo import BiasRMS, ColNorm, RowNorm, Sign, Spectral
@@ -21,10 +21,6 @@ EXACT = [
     BiasRMS(),
 ]
 NORMS = [*EXACT, Spectral(), Spectral(normalised=False)]
-
-
-def gaussian(*shape, seed=0):
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 @pytest.mark.parametrize(
@@ -72,45 +68,49 @@ def test_norms_by_hand():
         np.testing.assert_allclose(norm.norm(w), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("norm", NORMS, ids=str)
+OPERATORS = [norm for norm in NORMS if not isinstance(norm, BiasRMS)]
+
+
+@pytest.mark.parametrize("norm", OPERATORS, ids=str)
 def test_norm_is_the_operator_norm(norm):
     """No vector is lengthened by more than the norm, for the norms that act on vectors."""
-    if isinstance(norm, BiasRMS):
-        pytest.skip("the norm of a vector, not of an operator")
-    w = norm.boundary_init(jax.random.key(0), (12, 8))
-    rms = lambda v: jnp.sqrt(jnp.mean(v**2, -1))  # noqa: E731
-    top = lambda v: jnp.max(jnp.abs(v), -1)  # noqa: E731
-    one_hot = jnp.eye(12)
-    dense = gaussian(500, 12)
+    w = norm.boundary_init(jax.random.key(0), (12, 7))
+    w, dense, one_hot = np.asarray(w), np.asarray(gaussian(500, 12)), np.eye(12)
+    rms = lambda v: np.sqrt(np.mean(v**2, -1))  # noqa: E731
+    top = lambda v: np.max(np.abs(v), -1)  # noqa: E731
     lengths = {
         ColNorm(): rms(one_hot @ w),
         Spectral(): rms(dense @ w) / rms(dense),
-        Spectral(normalised=False): rms(dense @ w) / jnp.linalg.norm(dense, axis=-1),
+        Spectral(normalised=False): rms(dense @ w) / np.linalg.norm(dense, axis=-1),
         RowNorm(): top(dense @ w) / rms(dense),
-        RowNorm(normalised=False): top(dense @ w) / jnp.linalg.norm(dense, axis=-1),
-        Sign(): top(jnp.sign(dense) @ w),
+        RowNorm(normalised=False): top(dense @ w) / np.linalg.norm(dense, axis=-1),
+        Sign(): top(np.sign(dense) @ w),
         Sign(normalised=False): top(one_hot @ w),
-        ColNorm(normalised=True): rms(jnp.sign(dense) @ w),
+        ColNorm(normalised=True): rms(np.sign(dense) @ w),
     }[norm]
     assert lengths.max() < 1 + 1e-5
-    assert lengths.max() > 0.5
+    assert lengths.max() > 0.4  # and random vectors come near it
 
 
 @pytest.mark.parametrize("norm", EXACT, ids=str)
 def test_map_is_on_the_sphere_and_attains_the_dual_norm(norm):
     g = gaussian(2, 12, 7)
     mapped = norm.map(g)
-    np.testing.assert_allclose(norm.norm(mapped), jnp.ones(2), rtol=1e-5)
-    np.testing.assert_allclose(jnp.sum(g * mapped, (-2, -1)), norm.dual_norm(g), rtol=1e-5)
+    np.testing.assert_allclose(norm.norm(mapped), np.ones(2), rtol=1e-5)
+    np.testing.assert_allclose(
+        np.sum(g * np.asarray(mapped), (-2, -1)), norm.dual_norm(g), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("norm", [Spectral(), Spectral(normalised=False)], ids=str)
 def test_exact_spectral_map_is_on_the_sphere_and_attains_the_dual_norm(norm):
     g = gaussian(2, 12, 7)
     exact = polar(g) * norm.scale(g.shape)
-    np.testing.assert_allclose(norm.norm(exact), jnp.ones(2), rtol=1e-5)
-    np.testing.assert_allclose(jnp.sum(g * exact, (-2, -1)), norm.dual_norm(g), rtol=1e-5)
-    values = jnp.linalg.svd(norm.map(g) / norm.scale(g.shape), compute_uv=False)
+    np.testing.assert_allclose(norm.norm(exact), np.ones(2), rtol=1e-5)
+    np.testing.assert_allclose(
+        np.sum(g * np.asarray(exact), (-2, -1)), norm.dual_norm(g), rtol=1e-5
+    )
+    values = np.linalg.svd(norm.map(g), compute_uv=False) / norm.scale(g.shape)
     assert 0.66 < values.min() < values.max() < 1.16
 
 
@@ -119,15 +119,15 @@ def test_boundary_init_is_on_the_boundary(norm):
     w = norm.boundary_init(jax.random.key(3), (2, 12, 7))
     assert w.shape == (2, 12, 7)
     assert w.dtype == jnp.float32
-    expected = jnp.zeros(2) if isinstance(norm, BiasRMS) else jnp.ones(2)
+    expected = np.zeros(2) if isinstance(norm, BiasRMS) else np.ones(2)
     np.testing.assert_allclose(norm.norm(w), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("norm", [Spectral(), RowNorm(), ColNorm(), Sign()], ids=str)
 def test_boundary_init_fills_the_boundary(norm):
     """Not one row or direction on it, but all."""
-    w = norm.boundary_init(jax.random.key(3), (6, 9))
-    np.testing.assert_allclose(norm.lengths(w), norm.scale((6, 9)), rtol=1e-5)
+    w = norm.boundary_init(jax.random.key(3), (2, 12, 7))
+    np.testing.assert_allclose(norm.lengths(w), norm.scale(w.shape), rtol=1e-5)
 
 
 @pytest.mark.parametrize("norm", NORMS, ids=str)
@@ -138,24 +138,28 @@ def test_size_of_the_gradient_cancels(norm):
 
 @pytest.mark.parametrize("norm", EXACT, ids=str)
 def test_permutation_equivariance(norm):
-    g = gaussian(12, 7)
-    rows, columns = np.random.default_rng(0).permutation(12), np.arange(7)[::-1]
-    shuffled = g[rows][:, columns]
-    np.testing.assert_allclose(norm.map(shuffled), norm.map(g)[rows][:, columns], rtol=1e-6)
+    g = np.asarray(gaussian(12, 7))
+    order = np.ix_(np.random.default_rng(0).permutation(12), np.arange(7)[::-1])
+    mapped = np.asarray(norm.map(jnp.asarray(g)))
+    np.testing.assert_allclose(norm.map(jnp.asarray(g[order])), mapped[order], rtol=1e-6)
 
 
 @pytest.mark.parametrize("norm", NORMS, ids=str)
 def test_zero_nan_and_dtype(norm):
-    g = jnp.stack([jnp.zeros((5, 3)), gaussian(5, 3).at[2, 1].set(jnp.nan)])
-    mapped = norm.map(g)
+    g = np.array(gaussian(2, 12, 7))
+    g[0], g[1, 2, 1] = 0, np.nan
+    g = jnp.asarray(g)
+    mapped = np.asarray(norm.map(g))
     assert not mapped[0].any()
-    assert jnp.isnan(mapped[1, 2, 1])
+    assert np.isnan(mapped[1, 2, 1])
     assert norm.map(g.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_rows_without_gradient_stay():
-    g = gaussian(5, 3).at[2].set(0)
-    np.testing.assert_allclose(jnp.linalg.norm(ColNorm().map(g), axis=-1) > 0, [1, 1, 0, 1, 1])
+    g = np.array(gaussian(12, 7))
+    g[2] = 0
+    moved = np.asarray(ColNorm().map(jnp.asarray(g))).any(-1)
+    np.testing.assert_array_equal(moved, np.arange(12) != 2)
 
 
 def test_epsilon_is_added_to_the_scaled_norm():
@@ -167,7 +171,7 @@ def test_epsilon_is_added_to_the_scaled_norm():
 
 
 def test_tiny_gradients_have_full_steps_when_epsilon_allows():
-    g = gaussian(6, 9) * 1e-18
+    g = gaussian(12, 7) * 1e-18
     for norm in (ColNorm(epsilon=1e-30), RowNorm(epsilon=1e-30), Spectral(epsilon=1e-30)):
         np.testing.assert_allclose(norm.map(g), norm.map(g * 1e18), rtol=1e-3, atol=0.02)
 

@@ -122,9 +122,7 @@ class TokenStore:
         counts = self.manifest.splits[split].get(language)
         return counts.tokens if counts else 0
 
-    def read(
-        self, split: Split, language: str, start: int, stop: int
-    ) -> Int32[np.ndarray, " ids"]:
+    def read(self, split: Split, language: str, start: int, stop: int) -> Int32[np.ndarray, " ids"]:
         """The ids from ``start`` to before ``stop``; a UserError when they are damaged."""
         assert 0 <= start <= stop <= self.tokens(split, language)
         return self._read(split, language, "ids", start, stop).astype(np.int32)

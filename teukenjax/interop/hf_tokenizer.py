@@ -18,7 +18,8 @@ What still differs, with the cause:
 - Near-ties. SentencePiece adds scores in fp32 along the whole text, ``tokenizers`` in fp64, so
   segmentations equal to about 1e-7 of the total score may come out differently: 17 of 6,733
   web documents (4.4 million tokens), none once the scores are multiples of 1/64.
-- A text that is nothing but one special token, such as ``</s>``, has no ▁ before it here.
+- A text that is nothing but one special token, such as ``</s>``, has no ▁ before it here, and
+  the noncharacter U+FDD0 is ``<unk>``: the price of matching special tokens after the prefix.
 - Unicode corner cases: a mark after a letter that is already composed (ê + ´) or marks out of
   canonical order are composed here and left alone by SentencePiece's table, which also ends at
   an older Unicode: 171 code points, none of them in an alphabet of a European language.
@@ -72,7 +73,8 @@ def parse_model(model: bytes) -> ModelProto:
 
 def fast_tokenizer(proto: ModelProto) -> Tokenizer:
     """The tokenizer that ``tokenizer.json`` describes: text → ids as SentencePiece, and back."""
-    vocabulary = [(piece.piece, _score(piece, _lowest(proto))) for piece in proto.pieces]
+    lowest = min(piece.score for piece in proto.pieces if piece.type == Piece.NORMAL)
+    vocabulary = [(piece.piece, _score(piece, lowest)) for piece in proto.pieces]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
     tokenizer.normalizer = _normalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.Split(
@@ -101,10 +103,6 @@ def write_tokenizer(model: bytes, out: Path, *, context: int) -> None:
     (out / "tokenizer.model").write_bytes(model)
     _write_json(out / "tokenizer_config.json", _tokenizer_config(context))
     _write_json(out / "special_tokens_map.json", _roles())
-
-
-def _lowest(proto: ModelProto) -> float:
-    return min(piece.score for piece in proto.pieces if piece.type == Piece.NORMAL)
 
 
 def _score(piece: Piece, lowest: float) -> float:

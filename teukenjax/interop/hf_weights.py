@@ -94,10 +94,10 @@ def write_safetensors(
     """
     names, sizes = [], []
     for shard in _shards(tensors, numpy_dtype(dtype), shard_bytes):
-        # Without this entry older versions of transformers refuse the file.
-        save_file(shard, out / _unnumbered(len(names)), metadata={"format": "pt"})
+        _save(shard, out / _unnumbered(len(names)))
         names.append(list(shard))
         sizes.append(sum(tensor.nbytes for tensor in shard.values()))
+        del shard  # or it would live on while the next one is gathered
     if len(names) == 1:
         (out / _unnumbered(0)).rename(out / "model.safetensors")
     else:
@@ -128,6 +128,14 @@ def _shards(
         shard[name] = tensor.astype(dtype, order="C", copy=False)
         held += size
     yield shard
+
+
+def _save(shard: dict[str, np.ndarray], file: Path) -> None:
+    file.touch()
+    mode = file.stat().st_mode  # by the umask; save_file lets nobody but the owner read
+    # Without this entry older versions of transformers refuse the file.
+    save_file(shard, file, metadata={"format": "pt"})
+    file.chmod(mode)
 
 
 def _unnumbered(position: int) -> str:

@@ -32,7 +32,8 @@ def schedule(phases: Sequence[PhaseConfig], *, learning_rate: float, steps: int)
     and after the last phase it stays at that phase's end.
 
     Args:
-      phases: at least one. ``steps=None`` in the last takes what is left of the run.
+      phases: at least one. ``steps=None`` in the last takes what is left of the run; in a run
+        cut short (``steps=10`` for a trial) that may be nothing, and it is not reached.
       learning_rate: what the factors multiply.
       steps: optimizer steps of the whole run.
 
@@ -40,8 +41,8 @@ def schedule(phases: Sequence[PhaseConfig], *, learning_rate: float, steps: int)
       A function of the step, a Python integer or a traced array.
 
     Raises:
-      UserError: for no phases, an open phase before the last one, or an open phase that the
-        others leave no step; the message names the phase as the recipe does, ``schedule.i``.
+      UserError: for no phases, or an open phase before the last one; the message names the
+        phase as the recipe does, ``schedule.i``.
     """
     lengths = _lengths(phases, steps)
     boundaries = [sum(lengths[:i]) for i in range(1, len(lengths))]
@@ -62,12 +63,7 @@ def _lengths(phases: Sequence[PhaseConfig], steps: int) -> list[int]:
     fixed = [phase.steps for phase in phases if phase.steps is not None]
     if phases[-1].steps is not None:
         return fixed
-    if sum(fixed) >= steps:
-        raise UserError(
-            f"schedule.{len(fixed)}: no steps are left for it, the phases before it take"
-            f" {sum(fixed)} and the run has steps={steps}"
-        )
-    return [*fixed, steps - sum(fixed)]
+    return [*fixed, max(steps - sum(fixed), 1)]
 
 
 def _factor(phase: PhaseConfig, length: int, step):

@@ -30,7 +30,7 @@ arXiv 2502.07529; Filatov et al., "Optimal Scaling Needs Optimal Norm", arXiv 25
 """
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -127,13 +127,13 @@ def scion(
     learning_rate: optax.ScalarOrSchedule,
     specs: Specs,
     *,
-    preset: Literal["tied", "untied"] = "tied",
+    preset: str = "tied",
     momentum: float = 0.9,
     nesterov: bool = False,
     constrained: bool = True,
     weight_decay: float = 0.0,
-    radius: Mapping[Role, float] | None = None,
-    multiplier: Mapping[Role, float] | None = None,
+    radius: Mapping[str, float] | None = None,
+    multiplier: Mapping[str, float] | None = None,
     epsilon: float = 1e-8,
     coefficients: str = "kj",
     iterations: int = 5,
@@ -165,7 +165,7 @@ def scion(
     Args:
       learning_rate: γ, a number or a schedule; at most 1 if constrained.
       specs: a pytree shaped like the parameters, of ``LeafSpec``.
-      preset: norms and default radii.
+      preset: tied or untied: norms and default radii.
       momentum: β, see ``scale_by_scion``. 0.9 is the authors' α = 0.1.
       nesterov: see ``scale_by_scion``.
       constrained: the form of the step.
@@ -225,7 +225,7 @@ def _average(weight: float, past: optax.Updates, new: optax.Updates) -> optax.Up
 
 
 def _override(
-    name: str, default: Mapping[Role, float], given: Mapping[Role, float] | None
+    name: str, default: Mapping[Role, float], given: Mapping[str, float] | None
 ) -> dict[Role, float]:
     given = given or {}
     for role in given:

@@ -28,7 +28,7 @@ from teukenjax.recipe import Recipe, digest
 from teukenjax.run import RunDirectory, load_run
 from teukenjax.sharding import Layout, make_layout
 from teukenjax.train.metrics import MetricsLog, plot_loss, read_metrics
-from teukenjax.train.plan import print_plan
+from teukenjax.train.plan import GIB, print_plan
 from teukenjax.train.report import print_evaluations
 from teukenjax.train.progress import StepProgress
 from teukenjax.train.state import Program, TrainState
@@ -101,7 +101,7 @@ class Run:
         return self.checkpoints.restore(latest, self.program.abstract_state), latest
 
     def _steps(self, state: TrainState, first: int) -> TrainState:
-        recipe, train_step = self.recipe, make_train_step(self.program)
+        recipe, train_step = self.recipe, self._compile()
         pending = None
         self._finished_at = time.perf_counter()
         with StepProgress(self.console, steps=recipe.steps, first_step=first) as progress:
@@ -122,6 +122,21 @@ class Run:
             if pending is not None:
                 progress.show(self._record(*pending))
         return state
+
+    def _compile(self):
+        """The step, compiled for its shapes before the clock starts."""
+        recipe, start = self.recipe, time.perf_counter()
+        parts = recipe.batch.accumulation
+        shape = (parts, recipe.batch.sequences // parts, recipe.model.context + 1)
+        tokens = jax.ShapeDtypeStruct(shape, np.int32, sharding=batch_sharding(self.layout))
+        step = make_train_step(self.program).lower(self.program.abstract_state, tokens).compile()
+        memory = step.memory_analysis()
+        self.console.print(
+            f"compiled in {time.perf_counter() - start:.1f} s; the compiler plans "
+            f"{memory.temp_size_in_bytes / GIB:.3g} GiB of temporary memory per device",
+            highlight=False,
+        )
+        return step
 
     def _batches(self, first: int) -> Iterator[jax.Array]:
         """Batches [A, B/A, S+1] on the mesh, from step ``first`` on."""

@@ -96,11 +96,13 @@ def bytes_per_device(abstract) -> int:
 def print_shardings(console: Console, program: Program) -> None:
     """One row an array: shape, PartitionSpec, bytes per device; the totals at the end."""
     state = program.abstract_state
-    table = Table("array", "shape", "spec", "bytes per device", box=None)
-    table.columns[-1].justify = "right"
+    table = Table(box=None)
+    for title in ("array", "shape", "spec"):
+        table.add_column(title, overflow="fold")
+    table.add_column("bytes per device", justify="right", no_wrap=True)
     for part, tree in (("params", state.params), ("opt_state", state.opt_state)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            name = part + jax.tree_util.keystr(path)
+            name = f"{part}.{jax.tree_util.keystr(path, simple=True, separator='.')}"
             spec = str(leaf.sharding.spec).removeprefix("PartitionSpec")
             table.add_row(name, str(leaf.shape), spec, f"{bytes_per_device(leaf):,}")
     console.print(table, highlight=False, soft_wrap=True)

@@ -35,9 +35,9 @@ def make_train_step(program: Program) -> Callable[[TrainState, Array], tuple[Tra
         metrics = {
             "loss": loss,
             "learning_rate": program.learning_rate(state.step),
-            "grad_norm": optax.global_norm(grads),
-            "update_norm": optax.global_norm(updates),
-            "param_norm": optax.global_norm(params),
+            "grad_norm": optax.tree.norm(grads),
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(params),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 

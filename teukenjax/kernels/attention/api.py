@@ -54,7 +54,7 @@ def cached_attention(
 ) -> Float[Array, "B T H N"]:
     """Attention of T new queries, at positions ``start`` …, over a cache of C keys and values.
 
-    Cache entries after a query's own position are not read, whatever they hold.
+    Cache entries after a query's own position count for nothing, whatever finite values they hold.
     """
     positions_T = start + jnp.arange(q.shape[1])
     visible = jnp.arange(k.shape[1])[None, :] <= positions_T[:, None]

@@ -1,0 +1,193 @@
+import json
+
+import numpy as np
+import pytest
+
+from teukenjax.data import writer as writer_module
+from teukenjax.data.documents import Reject
+from teukenjax.data.store import TokenStore
+from teukenjax.data.tokenizer import train_tokenizer
+from teukenjax.data.writer import StoreWriter
+from teukenjax.errors import UserError
+
+
+def documents(*lengths: int, seed: int = 0) -> list[np.ndarray]:
+    random = np.random.default_rng(seed)
+    return [random.integers(5, 1500, length, np.int32) for length in lengths]
+
+
+def write(path, tokenizer, *batches, **finish) -> TokenStore:
+    with StoreWriter(path, tokenizer) as writer:
+        for split, language, ids in batches:
+            writer.append(split, language, ids=ids, sizes=[3 * len(row) for row in ids])
+        return writer.finish(**finish)
+
+
+def array_file(store, column: str):
+    (file,) = (store.path / "train" / "de" / column / "c").iterdir()
+    return file
+
+
+def test_what_is_written_is_read_with_an_eod_after_every_document(tmp_path, tokenizer):
+    first, second, other = documents(7, 0, 30), documents(5, seed=1), documents(4, seed=2)
+    store = write(
+        tmp_path / "s",
+        tokenizer,
+        ("train", "de", first),
+        ("valid", "ga", other),
+        ("train", "de", second),
+    )
+    flat = np.concatenate([part for row in first + second for part in (row, [4])])
+    ids = store.read("train", "de", 0, 46)
+    assert ids.dtype == np.int32
+    assert np.array_equal(ids, flat)
+    assert np.array_equal(store.read("train", "de", 5, 12), flat[5:12])
+    assert store.languages == ["de", "ga"]
+    assert [store.tokens("train", name) for name in store.languages] == [46, 0]
+    assert store.tokens("valid", "ga") == 5
+
+
+def test_documents_come_without_eod_and_with_their_bytes(tmp_path, tokenizer):
+    rows = documents(7, 0, 30, 2)
+    store = write(tmp_path / "s", tokenizer, ("valid", "de", rows))
+    for limit, count in ((3, 3), (99, 4), (0, 0)):
+        found = store.documents("valid", "de", limit)
+        assert [size for _, size in found] == [21, 0, 90, 6][:count]
+        assert all(np.array_equal(ids, row) for (ids, _), row in zip(found, rows, strict=False))
+        assert len(found) == count
+    assert store.documents("train", "de", 5) == []
+
+
+def test_arrays_grow_over_many_shards(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(writer_module, "SHARD", 64)
+    monkeypatch.setattr(writer_module, "CHUNK", 16)
+    rows = documents(*range(60))
+    batches = [("train", "de", rows[start : start + 7]) for start in range(0, 60, 7)]
+    store = write(tmp_path / "s", tokenizer, *batches, ("train", "el", documents(1000)))
+    found = store.documents("train", "de", 60)
+    assert all(np.array_equal(ids, row) for (ids, _), row in zip(found, rows, strict=True))
+    assert np.array_equal(store.read("train", "el", 0, 1000), documents(1000)[0])
+
+
+def test_the_manifest_tells_what_is_inside(tmp_path, tokenizer):
+    source = tmp_path / "de.txt"
+    source.write_text("12345")
+    store = write(
+        tmp_path / "s",
+        tokenizer,
+        ("train", "de", documents(7, 3)),
+        sources=[source],
+        lines=2,
+        holdout=0.25,
+    )
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    counts = manifest["splits"]["train"]["de"]
+    assert (counts["documents"], counts["tokens"], counts["bytes"]) == (2, 12, 30)
+    assert manifest["sources"] == [{"file": str(source), "bytes": 5}]
+    assert (manifest["format"], manifest["lines"], manifest["holdout"]) == (1, 2, 0.25)
+    assert (manifest["vocab_size"], manifest["eod_id"], manifest["rejects"]) == (1500, 4, 0)
+    assert store.tokenizer().digest == manifest["tokenizer"] == tokenizer.digest
+    assert not (tmp_path / "s" / "rejects.jsonl").exists()
+
+
+def test_rejects_are_kept_as_json_lines(tmp_path, tokenizer):
+    reject = Reject("de.jsonl", 7, "is not JSON", "Ünsinn")
+    with StoreWriter(tmp_path / "s", tokenizer) as writer:
+        writer.reject(reject)
+        writer.reject(reject)
+        assert writer.finish().manifest.rejects == 2
+    lines = (tmp_path / "s" / "rejects.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [Reject(**json.loads(line)) for line in lines] == [reject, reject]
+
+
+def test_the_digest_names_the_tokens_and_not_where_they_came_from(tmp_path, tokenizer):
+    rows = ("train", "de", documents(7, 3))
+    first = write(tmp_path / "a", tokenizer, rows, lines=2)
+    same = write(tmp_path / "b", tokenizer, rows, lines=3, holdout=0.5)
+    other = write(tmp_path / "c", tokenizer, ("train", "de", documents(7, 3, seed=1)))
+    assert first.digest == same.digest != other.digest
+    assert TokenStore.open(tmp_path / "a").digest == first.digest
+
+
+def test_a_store_is_never_overwritten(tmp_path, tokenizer):
+    (tmp_path / "s").mkdir()
+    with pytest.raises(UserError, match=r"s: already exists"):
+        StoreWriter(tmp_path / "s", tokenizer)
+
+
+def test_an_interrupted_writer_leaves_nothing_under_the_name(tmp_path, tokenizer):
+    def interrupted():
+        with StoreWriter(tmp_path / "s", tokenizer) as writer:
+            writer.append("train", "de", ids=documents(5), sizes=[5])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_dead_run_left_is_removed(tmp_path, tokenizer):
+    StoreWriter(tmp_path / "s", tokenizer).append(
+        "train", "fr", ids=documents(5), sizes=[5]
+    )  # and killed: neither finished nor left
+    assert (tmp_path / "s.partial" / "train" / "fr").exists()
+    store = write(tmp_path / "s", tokenizer, ("train", "de", documents(3)))
+    assert store.languages == ["de"]
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_flipped_bit_is_found_on_reading(tmp_path, tokenizer):
+    store = write(tmp_path / "s", tokenizer, ("train", "de", documents(3000)))
+    file = array_file(store, "ids")
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"s: 'ids' of language 'de' in train is damaged") as error:
+        TokenStore.open(tmp_path / "s").read("train", "de", 0, 10)
+    assert "\n" not in str(error.value)
+
+
+def test_a_lost_shard_is_an_error_and_not_zeros(tmp_path, tokenizer):
+    store = write(tmp_path / "s", tokenizer, ("train", "de", [np.zeros(300, np.int32)]))
+    assert not store.read("train", "de", 0, 300).any()
+    array_file(store, "ids").unlink()
+    with pytest.raises(UserError, match="'ids' of language 'de' in train is damaged"):
+        TokenStore.open(tmp_path / "s").read("train", "de", 0, 300)
+
+
+def test_opening_what_is_no_store_says_what_is_wrong(tmp_path, tokenizer):
+    with pytest.raises(UserError, match=r"is not a token store: it has no manifest\.json"):
+        TokenStore.open(tmp_path / "nothing")
+    store = write(tmp_path / "s", tokenizer, ("train", "de", documents(3)))
+    manifest = store.path / "manifest.json"
+    values = json.loads(manifest.read_text())
+    for content, message in (
+        ("{", "is damaged: not a JSON object"),
+        ("[]", "is damaged: not a JSON object"),
+        (json.dumps(values | {"format": 2}), "format 2 is not 1"),
+        (json.dumps(values | {"lines": "many"}), "is damaged: lines"),
+    ):
+        manifest.write_text(content)
+        with pytest.raises(UserError, match=message):
+            TokenStore.open(store.path)
+
+
+def test_a_missing_or_short_array_is_an_error_at_opening(tmp_path, tokenizer):
+    store = write(tmp_path / "s", tokenizer, ("train", "de", documents(3)))
+    metadata = store.path / "train" / "de" / "ends" / "zarr.json"
+    values = json.loads(metadata.read_text())
+    metadata.write_text(json.dumps(values | {"shape": [2]}))
+    with pytest.raises(UserError, match="holds 2 elements, the manifest says 1"):
+        TokenStore.open(store.path)
+    metadata.unlink()
+    with pytest.raises(UserError, match="train/de/ends: is missing or damaged"):
+        TokenStore.open(store.path)
+
+
+def test_an_exchanged_tokenizer_is_found(tmp_path, tokenizer):
+    store = write(tmp_path / "s", tokenizer, ("train", "de", documents(3)))
+    train_tokenizer(["another text altogether"], vocab_size=530).save(
+        store.path / "tokenizer.model"
+    )
+    with pytest.raises(UserError, match=f"the store was made with {tokenizer.digest}"):
+        store.tokenizer()

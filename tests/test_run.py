@@ -1,0 +1,104 @@
+"""The run directory: what it accepts, what it refuses."""
+
+import pytest
+
+from teukenjax.checkpoint import find
+from teukenjax.data.tokenizer import train_tokenizer
+from teukenjax.errors import UserError
+from teukenjax.recipe import Recipe, load, validate
+from teukenjax.run import RunDirectory
+
+MODEL = {"width": 32, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "ffn": 32}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["one small text about bread and rivers"] * 3, vocab_size=534)
+
+
+@pytest.fixture
+def make_recipe(tmp_path):
+    def make(**changes) -> Recipe:
+        values = {
+            "out": str(tmp_path / "run"),
+            "steps": 5,
+            "model": MODEL,
+            "data": {},
+            "batch": {"sequences": 16},
+            "optimizer": {"name": "scion"},
+        }
+        return validate(Recipe, values | changes, "test")
+
+    return make
+
+
+@pytest.fixture
+def begun(make_recipe, tokenizer):
+    """The recipe of a run that has saved a checkpoint."""
+    recipe = make_recipe()
+    RunDirectory(recipe).adopt(recipe, tokenizer)
+    (recipe.out / "checkpoints").mkdir()
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 8}, "seed was 42 .* cannot become 8"),
+        ({"batch": {"sequences": 8}}, "batch.sequences was 16 .* cannot become 8"),
+        ({"optimizer": {"name": "adamw"}}, "optimizer.name was scion .* cannot become adamw"),
+        ({"model": MODEL | {"ffn": 64}}, "model.ffn was 32 .* cannot become 64"),
+        ({"data": {"temperature": 2.0}}, "data.temperature was 1.0 .* cannot become 2.0"),
+    ],
+)
+def test_what_would_break_a_begun_run_is_refused(changes, named, begun, make_recipe, tokenizer):
+    before = (begun.out / "recipe.yaml").read_text()
+    recipe = make_recipe(**changes)
+    with pytest.raises(UserError, match=named):
+        RunDirectory(recipe).adopt(recipe, tokenizer)
+    assert (begun.out / "recipe.yaml").read_text() == before
+
+
+def test_the_rest_may_change_and_is_told(begun, make_recipe, tokenizer):
+    recipe = make_recipe(steps=9, batch={"sequences": 16, "accumulation": 2})
+    changed = RunDirectory(recipe).adopt(recipe, tokenizer)
+    assert changed == {"steps": (5, 9), "batch.accumulation": (1, 2)}
+    assert load(begun.out / "recipe.yaml") == recipe
+
+
+def test_before_the_first_checkpoint_everything_may_change(make_recipe, tokenizer):
+    recipe = make_recipe()
+    RunDirectory(recipe).adopt(recipe, tokenizer)
+    recipe = make_recipe(seed=8)
+    assert RunDirectory(recipe).adopt(recipe, tokenizer) == {"seed": (42, 8)}
+
+
+def test_another_tokenizer_is_refused(begun):
+    other = train_tokenizer(["one tall text about bread and rivers"] * 3, vocab_size=534)
+    with pytest.raises(UserError, match="tokenizer .* differs from the run's"):
+        RunDirectory(begun).adopt(begun, other)
+
+
+def test_a_directory_with_other_things_in_it_is_refused(make_recipe):
+    recipe = make_recipe()
+    recipe.out.mkdir()
+    (recipe.out / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="not empty and not a run directory"):
+        RunDirectory(recipe)
+    assert [file.name for file in recipe.out.iterdir()] == ["thesis.tex"]
+
+
+def test_out_that_is_a_file_is_refused(make_recipe):
+    recipe = make_recipe()
+    recipe.out.write_text("")
+    with pytest.raises(UserError, match="cannot be created"):
+        RunDirectory(recipe)
+
+
+def test_find_refuses_what_is_no_run(tmp_path, begun):
+    with pytest.raises(UserError, match="no such run directory"):
+        find(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="not a run directory"):
+        find(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        find(begun.out)

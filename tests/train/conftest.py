@@ -1,0 +1,57 @@
+"""A real token store and a recipe small enough to train in seconds."""
+
+import shutil
+
+import pytest
+from rich.console import Console
+
+from teukenjax.data.prepare import SAMPLE, prepare
+from teukenjax.recipe import Recipe, validate
+
+LANGUAGES = ("de", "el", "en", "mt")
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    """Four languages of the bundled sample, one document in four held out."""
+    text = tmp_path_factory.mktemp("text")
+    for language in LANGUAGES:
+        shutil.copy(SAMPLE / f"{language}.txt", text)
+    path = tmp_path_factory.mktemp("data") / "store"
+    return prepare(text, path, train_tokenizer=900, holdout=0.25, progress=False)
+
+
+@pytest.fixture
+def console():
+    return Console(quiet=True)
+
+
+@pytest.fixture
+def make_recipe(store, tmp_path):
+    """A function from changes to a recipe: ``make_recipe(steps=3, sharding={...})``."""
+
+    def make(name: str = "run", **changes) -> Recipe:
+        values = {
+            "out": str(tmp_path / name),
+            "steps": 20,
+            "seed": 7,
+            "model": {
+                "vocab_size": 900,
+                "width": 32,
+                "layers": 2,
+                "heads": 4,
+                "kv_heads": 2,
+                "head_dim": 8,
+                "ffn": 64,
+                "context": 32,
+            },
+            "data": {"store": str(store.path)},
+            "batch": {"sequences": 16, "accumulation": 2},
+            "optimizer": {"name": "scion", "learning_rate": 1e-4},
+            "compute": {"dtype": "float32", "head_chunk": 16},
+            "checkpoint": {"every": 10},
+            "evaluation": {"documents": 1},
+        }
+        return validate(Recipe, values | changes, "test")
+
+    return make
