@@ -143,7 +143,7 @@ def load_run(run: Path, *, devices: list[jax.Device] | None = None) -> LoadedRun
       devices: default: all.
     """
     path, step = find(run)
-    recipe = load(path / "recipe.yaml")
+    recipe = load(path / "recipe.yaml", ["compute.attention=auto"])  # this may be another machine
     tokenizer = Tokenizer.load(path / "tokenizer" / "tokenizer.model")
     layout = make_layout(ShardingConfig(strategy="fsdp"), devices)
     compute = concrete(recipe, layout.mesh.devices.flat[0].platform)

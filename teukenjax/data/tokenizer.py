@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 from jaxtyping import Int32
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from teukenjax.errors import UserError
 
@@ -32,7 +33,7 @@ class Tokenizer:
     """A SentencePiece model; ``model`` is the content of its file."""
 
     def __init__(self, model: bytes):
-        self._model = model
+        self.model = model
         self._processor = sentencepiece.SentencePieceProcessor()
         self._processor.LoadFromSerializedProto(model)
         self.digest = hashlib.sha256(model).hexdigest()[:16]  # names the model
@@ -49,7 +50,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes the model file that ``load`` reads."""
-        Path(path).write_bytes(self._model)
+        Path(path).write_bytes(self.model)
 
     @property
     def vocab_size(self) -> int:
@@ -119,7 +120,20 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
         )
     except RuntimeError as error:
         raise _explain(error, vocab_size) from None
-    return Tokenizer(model.getvalue())
+    return Tokenizer(_round_scores(model.getvalue()))
+
+
+def _round_scores(model: bytes) -> bytes:
+    """The model with its pieces' scores rounded to 1/64.
+
+    SentencePiece adds scores in fp32 along a text, Hugging Face's reader of the same model in
+    fp64; so of two segmentations that are nearly equal, one could win here and the other there.
+    Sums of multiples of 1/64 are exact in both.
+    """
+    proto = ModelProto.FromString(model)
+    for piece in proto.pieces:
+        piece.score = round(piece.score * 64) / 64
+    return proto.SerializeToString()
 
 
 def _placeholders() -> Iterator[str]:

@@ -20,7 +20,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        if self.temperature < 0:
+        if not self.temperature >= 0:  # NaN is refused too
             raise UserError(f"temperature={self.temperature}: allowed: 0 or more")
         if self.top_k < 0:
             raise UserError(f"top_k={self.top_k}: allowed: 0 or more")

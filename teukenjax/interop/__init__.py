@@ -1,5 +1,5 @@
 """Hugging Face in and out."""
 
-from teukenjax.interop.export import export_hf
+from teukenjax.interop.export import export_hf, export_run
 
-__all__ = ["export_hf"]
+__all__ = ["export_hf", "export_run"]

@@ -4,11 +4,24 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
+
 from teukenjax.errors import UserError
 from teukenjax.interop.hf_config import generation_config, model_config
 from teukenjax.interop.hf_tokenizer import parse_model, write_tokenizer
 from teukenjax.interop.hf_weights import hf_tensors, numpy_dtype, write_safetensors
 from teukenjax.recipe import ModelConfig
+from teukenjax.run import load_run
+
+
+def export_run(run: Path, out: Path, *, dtype: str = "bfloat16") -> None:
+    """Exports a run, or one of its checkpoints, to directory ``out``; see ``export_hf``.
+
+    The weights are read into host memory, whatever the devices.
+    """
+    check_is_free(out)
+    loaded = load_run(run, devices=jax.devices("cpu")[:1])
+    export_hf(loaded.recipe.model, loaded.params, loaded.tokenizer.model, out, dtype=dtype)
 
 
 def export_hf(
@@ -40,7 +53,7 @@ def export_hf(
     model = _read(tokenizer_model)
     described = model_config(config, dtype=numpy_dtype(dtype).name)
     _check_fits(config, pieces=len(parse_model(model).pieces))
-    _check_is_free(out)
+    check_is_free(out)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
     partial.mkdir(parents=True)
@@ -71,7 +84,8 @@ def _check_fits(config: ModelConfig, *, pieces: int) -> None:
         )
 
 
-def _check_is_free(out: Path) -> None:
+def check_is_free(out: Path) -> None:
+    """Raises a UserError when ``out`` holds something."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: exists already; choose another directory or remove it")
 

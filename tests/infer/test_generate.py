@@ -1,0 +1,140 @@
+import functools
+
+import numpy as np
+import pytest
+from tiny import model_of, proxy_config, random_params, tiny_config
+
+from teukenjax.errors import UserError
+from teukenjax.infer import Generator, Sampling
+from teukenjax.model import logits
+
+GREEDY = Sampling(temperature=0.0)
+CONFIGS = {"tied": tiny_config(context=20), "untied": proxy_config(context=20)}
+CONFIG = CONFIGS["untied"]
+PROMPTS = [(5,), (5, 9), (5, 9, 7, 30, 11), (4,) * 16, tuple(range(3, 20)), tuple(range(3, 22))]
+
+
+class Letters:
+    """A tokenizer of one id a letter, and none for what is no letter."""
+
+    ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+    def __init__(self, eod_id: int = 36):
+        self.eod_id = eod_id
+
+    def encode(self, text: str) -> list[int]:
+        return [self.ALPHABET.index(letter) for letter in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(self.ALPHABET[i] for i in ids)
+
+
+@functools.cache
+def generator_of(config, eod_id: int = 36) -> Generator:
+    return Generator(model_of(config), random_params(config), Letters(eod_id))
+
+
+def greedy(config, params, ids, *, tokens, stops=()) -> list[int]:
+    """Greedy generation by a whole forward pass a token, over ids padded to the context."""
+    ids, given = list(ids), len(ids)
+    while len(ids) < min(given + tokens, config.context):
+        padded = np.zeros((1, config.context), np.int32)
+        padded[0, : len(ids)] = ids
+        ids.append(int(np.argmax(logits(config, params, padded)[0, len(ids) - 1])))
+        if ids[-1] in stops:
+            ids.pop()
+            break
+    return ids[given:]
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("prompt", PROMPTS, ids=len)
+def test_greedy_generation_is_the_argmax_of_a_whole_forward_pass(config, prompt):
+    generator = generator_of(config)
+    found = list(generator.stream(list(prompt), tokens=8, sampling=GREEDY))
+    assert found == greedy(config, generator.params, prompt, tokens=8, stops=(2, 36))
+    assert found
+
+
+def test_generation_fills_the_context_and_no_more():
+    generator = generator_of(CONFIG)
+    for length in (1, 17, 19):
+        found = list(generator.stream(list(range(3, 3 + length)), tokens=99, sampling=GREEDY))
+        assert len(found) == CONFIG.context - length
+
+
+def test_as_many_tokens_come_as_were_asked_for():
+    generator = generator_of(CONFIG)
+    for tokens in (0, 1, 6):
+        assert len(list(generator.stream([5, 9], tokens=tokens, sampling=GREEDY))) == tokens
+
+
+def first_new(ids: list[int]) -> int:
+    """The position, not the first, of a token that has not come before."""
+    return next(i for i, token in enumerate(ids) if i and token not in ids[:i] and token != 2)
+
+
+def test_generation_ends_before_the_end_of_the_document():
+    whole = list(generator_of(CONFIG).stream([5, 9], tokens=12, sampling=GREEDY))
+    end = first_new(whole)
+    cut = list(generator_of(CONFIG, whole[end]).stream([5, 9], tokens=12, sampling=GREEDY))
+    assert cut == whole[:end]
+
+
+def test_generation_ends_before_the_end_of_a_turn():
+    """The scores of a token of the answer are given to id 2, </s>, and the reverse."""
+    generator = generator_of(CONFIG)
+    whole = list(generator.stream([5, 9], tokens=12, sampling=GREEDY))
+    assert 2 not in whole
+    end = first_new(whole)
+    table = generator.params["head"]["table"].copy()
+    table[[2, whole[end]]] = table[[whole[end], 2]]
+    params = generator.params | {"head": {"table": table}}
+    cut = Generator(generator.model, params, Letters()).stream([5, 9], tokens=12, sampling=GREEDY)
+    assert list(cut) == whole[:end]
+
+
+def test_text_is_continued_after_an_end_of_document_token():
+    generator = generator_of(CONFIG)
+    letters = generator.tokenizer
+    continuation = generator("fjh", tokens=5, sampling=GREEDY)
+    ids = [36, *letters.encode("fjh")]
+    expected = greedy(CONFIG, generator.params, ids, tokens=5, stops=(2, 36))
+    assert continuation == letters.decode(expected)
+    assert continuation
+
+
+def test_an_empty_prompt_begins_a_document():
+    generator = generator_of(CONFIG)
+    expected = greedy(CONFIG, generator.params, [36], tokens=5, stops=(2, 36))
+    assert generator("", tokens=5, sampling=GREEDY) == generator.tokenizer.decode(expected)
+
+
+def test_prompt_that_leaves_no_room_is_refused():
+    generator = generator_of(CONFIG)
+    generator("f" * 18, tokens=1, sampling=GREEDY)
+    with pytest.raises(UserError) as caught:
+        generator("f" * 19, tokens=1, sampling=GREEDY)
+    assert str(caught.value) == "prompt: 20 tokens do not fit into a context of 20"
+
+
+def test_seeds_reproduce_a_text_and_differ():
+    generator = generator_of(CONFIG)
+    texts = [
+        generator("fj", tokens=12, sampling=Sampling(temperature=1.0, seed=seed))
+        for seed in (3, 3, 4)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_one_text_leaves_nothing_behind_for_the_next():
+    generator = generator_of(CONFIG)
+    first = generator("fj", tokens=6, sampling=GREEDY)
+    generator("zzzzzzzzzz", tokens=6, sampling=GREEDY)
+    assert generator("fj", tokens=6, sampling=GREEDY) == first
+
+
+def test_bfloat16_cache_holds_two_values_a_layer_head_and_dimension():
+    generator = Generator(model_of(CONFIG, dtype="bfloat16"), None, Letters())
+    keys, values = generator.empty_cache()
+    assert keys.nbytes + values.nbytes == 2 * 2 * 3 * 2 * 8 * CONFIG.context

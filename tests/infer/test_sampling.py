@@ -1,0 +1,104 @@
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from teukenjax.errors import UserError
+from teukenjax.infer.sampling import Sampling, sample
+
+LOGITS = np.random.default_rng(0).standard_normal(37).astype(np.float32)
+BEST = int(LOGITS.argmax())
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def draw(logits, how: Sampling, number: int):
+    keys = jax.random.split(jax.random.key(how.seed), number)
+    return jax.vmap(lambda key: sample(key, logits, how))(keys)
+
+
+def support(probabilities, draws: int = 2000, **how) -> set[int]:
+    """Which tokens appear; of these examples none is likelier than 1e-30 to stay away."""
+    logits = np.log(np.asarray(probabilities, np.float32))
+    how = Sampling(**({"temperature": 1.0, "top_k": 0, "top_p": 1.0} | how))
+    return set(np.asarray(draw(logits, how, draws)).tolist())
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        Sampling(temperature=0.0),
+        Sampling(temperature=0.0, top_k=0, top_p=1.0),
+        Sampling(temperature=5.0, top_k=1, top_p=1.0),
+        Sampling(temperature=5.0, top_k=0, top_p=1e-6),
+        Sampling(temperature=1e-4, top_k=0, top_p=1.0),
+    ],
+    ids=str,
+)
+def test_greedy_in_all_its_forms_is_the_argmax(how):
+    assert set(np.asarray(draw(LOGITS, how, 200)).tolist()) == {BEST}
+
+
+@pytest.mark.parametrize("top_k", [2, 5, 36, 37, 1000])
+def test_top_k_draws_the_k_likeliest_and_only_them(top_k):
+    flat = np.exp(0.1 * LOGITS)
+    likeliest = set(np.argsort(-flat)[:top_k].tolist())
+    assert support(flat / flat.sum(), draws=20_000, top_k=top_k) == likeliest
+
+
+@pytest.mark.parametrize(
+    ("top_p", "expected"),
+    [(0.3, {2}), (0.41, {2, 0}), (0.69, {2, 0}), (0.71, {2, 0, 3}), (0.99, {0, 1, 2, 3})],
+)
+def test_top_p_draws_the_fewest_that_hold_the_probability(top_p, expected):
+    assert support([0.3, 0.1, 0.4, 0.2], top_p=top_p) == expected
+
+
+def test_everything_can_be_drawn_without_limits():
+    assert support(np.full(37, 1 / 37), draws=20_000) == set(range(37))
+
+
+def test_top_p_counts_what_top_k_left_as_hugging_face_does():
+    """Two of [.4 .3 .2 .1] are [.57 .43]: the first alone holds .5, which .4 does not."""
+    assert support([0.4, 0.3, 0.2, 0.1], top_p=0.5) == {0, 1}
+    assert support([0.4, 0.3, 0.2, 0.1], top_k=2, top_p=0.5) == {0}
+
+
+def test_top_p_counts_after_the_temperature_as_hugging_face_does():
+    """At temperature ½ [.4 .3 .2 .1] is [.53 .3 .13 .03]."""
+    assert support([0.4, 0.3, 0.2, 0.1], temperature=0.5, top_p=0.5) == {0}
+    assert support([0.4, 0.3, 0.2, 0.1], temperature=2.0, top_p=0.65) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_the_softmax_at_the_temperature(temperature):
+    number = 20_000
+    how = Sampling(temperature=temperature, top_k=0, top_p=1.0)
+    counts = np.bincount(draw(LOGITS, how, number), minlength=LOGITS.size)
+    expected = np.exp(LOGITS.astype(np.float64) / temperature)
+    expected *= number / expected.sum()
+    chi_squared = ((counts - expected) ** 2 / expected).sum()
+    assert chi_squared < 78.7  # 36 degrees of freedom: exceeded by chance once in 20,000
+
+
+def test_seeds_reproduce_and_differ():
+    one, same, other = (np.asarray(draw(LOGITS, Sampling(seed=s), 100)) for s in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": -0.1}, "temperature=-0.1: allowed: 0 or more"),
+        ({"temperature": float("nan")}, "temperature=nan: allowed: 0 or more"),
+        ({"top_k": -1}, "top_k=-1: allowed: 0 or more"),
+        ({"top_p": 0.0}, "top_p=0.0: allowed: above 0, up to 1"),
+        ({"top_p": 1.1}, "top_p=1.1: allowed: above 0, up to 1"),
+        ({"top_p": float("nan")}, "top_p=nan: allowed: above 0, up to 1"),
+    ],
+)
+def test_values_out_of_range_are_refused(values, message):
+    with pytest.raises(UserError) as caught:
+        Sampling(**values)
+    assert str(caught.value) == message
