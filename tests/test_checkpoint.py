@@ -63,7 +63,11 @@ def test_parameters_are_restored_alone(tmp_path):
 def test_damage_is_one_line_that_names_the_checkpoint(damage, tmp_path):
     save(tmp_path, [1, 2]).close()
     chunk = max(
-        (f for f in (tmp_path / "checkpoints/2/state").rglob("*") if f.is_file() and f.parent.name == "d"),
+        (
+            f
+            for f in (tmp_path / "checkpoints/2/state").rglob("*")
+            if f.is_file() and f.parent.name == "d"
+        ),
         key=lambda f: f.stat().st_size,
     )
     content = chunk.read_bytes()
@@ -75,7 +79,9 @@ def test_damage_is_one_line_that_names_the_checkpoint(damage, tmp_path):
         middle = len(content) // 2
         chunk.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
     checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(UserError, match=r"checkpoints/2: .*damaged.*other checkpoints here: 1") as e:
+    with pytest.raises(
+        UserError, match=r"checkpoints/2: .*damaged.*other checkpoints here: 1"
+    ) as e:
         checkpoints.restore(2, shapes(state_on(PartitionSpec("x"), 8)))
     assert "\n" not in str(e.value)
     assert checkpoints.restore(1, shapes(state_on(PartitionSpec("x"), 8)))["step"] == 3

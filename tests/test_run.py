@@ -75,7 +75,7 @@ def test_before_the_first_checkpoint_everything_may_change(make_recipe, tokenize
 
 def test_another_tokenizer_is_refused(begun):
     other = train_tokenizer(["one tall text about bread and rivers"] * 3, vocab_size=534)
-    with pytest.raises(UserError, match="tokenizer .* differs from the run's"):
+    with pytest.raises(UserError, match=r"tokenizer .* differs from the run's"):
         RunDirectory(begun).adopt(begun, other)
 
 

@@ -73,3 +73,8 @@ def place(model: Functional, params: dict) -> dict:
     rule = model.layout.row.parameters
     shardings = tree_shardings(model.layout, model.specs, model.abstract, rule)
     return jax.device_put(params, shardings)
+
+
+# Two meshes sum in another order. That is fp32 rounding (6e-8) in the first step; the sign map and
+# Newton–Schulz carry it on, about tenfold a step at these sizes.
+OTHER_MESH_RTOL = 2e-4

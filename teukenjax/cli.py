@@ -139,6 +139,7 @@ def prepare(
 ) -> None:
     """Tokenise .jsonl, .jsonl.zst, .jsonl.gz, .parquet and .txt into a token store."""
     from teukenjax.data.prepare import prepare as make
+    from teukenjax.data.report import print_store
 
     store = make(
         text,
@@ -152,8 +153,7 @@ def prepare(
         threads=threads,
         progress=_console().is_terminal,
     )
-    for line in store.describe():
-        _console().print(line, highlight=False)
+    print_store(_console(), store)
 
 
 def _console():

@@ -1,12 +1,12 @@
 """The run directory: what lies in it, how it is resumed, how its model is loaded.
 
-    RUN/recipe.yaml      the resolved recipe
-    RUN/tokenizer/       tokenizer.model, a copy of the store's
-    RUN/checkpoints/     Orbax steps
-    RUN/metrics.jsonl    one object a step
-    RUN/tensorboard/     the same as events
-    RUN/eval.json        bits per byte for each language, before, during and after
-    RUN/loss.png         the loss curve
+RUN/recipe.yaml      the resolved recipe
+RUN/tokenizer/       tokenizer.model, a copy of the store's
+RUN/checkpoints/     Orbax steps
+RUN/metrics.jsonl    one object a step
+RUN/tensorboard/     the same as events
+RUN/eval.json        bits per byte for each language, before, during and after
+RUN/loss.png         the loss curve
 """
 
 import json

@@ -109,7 +109,7 @@ class Layout:
         return jax.lax.with_sharding_constraint(x, self.batch(trailing=x.ndim - 1))
 
     def use(self, weight: jax.Array, axes: tuple[str, ...], dtype) -> jax.Array:
-        """A weight as a layer computes with it: cast, then gathered (in that order: half the bytes).
+        """A weight as a layer computes with it: cast, then gathered, which is half the bytes.
 
         Its gradient comes back in fp32 and is reduced straight into the gradients' placement,
         never made whole first.

@@ -11,7 +11,7 @@ from teukenjax.model import logits
 GREEDY = Sampling(temperature=0.0)
 CONFIGS = {"tied": tiny_config(context=20), "untied": proxy_config(context=20)}
 CONFIG = CONFIGS["untied"]
-PROMPTS = [(5,), (5, 9), (5, 9, 7, 30, 11), (4,) * 16, tuple(range(3, 20)), tuple(range(3, 22))]
+PROMPTS = [(5,), (5, 9), (5, 9, 7, 30, 11), (6, 7) * 8, tuple(range(3, 20)), tuple(range(3, 22))]
 
 
 class Letters:

@@ -1,11 +1,14 @@
 """A real token store and a recipe small enough to train in seconds."""
 
+import functools
 import shutil
 
+import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
 from teukenjax.data.prepare import SAMPLE, prepare
+from teukenjax.optim import lmo
 from teukenjax.recipe import Recipe, validate
 
 LANGUAGES = ("de", "el", "en", "mt")
@@ -55,3 +58,10 @@ def make_recipe(store, tmp_path):
         return validate(Recipe, values | changes, "test")
 
     return make
+
+
+@pytest.fixture
+def exact_newton_schulz(monkeypatch):
+    """Newton–Schulz in fp32: bf16 would carry a last-bit difference of two meshes into 2⁻⁸."""
+    fp32 = functools.partial(lmo.newton_schulz, dtype=jnp.float32)
+    monkeypatch.setattr(lmo, "newton_schulz", fp32)

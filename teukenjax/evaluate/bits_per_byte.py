@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
-
 import numpy as np
 from jaxtyping import Array, Float, Int
 

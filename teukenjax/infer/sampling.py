@@ -29,7 +29,7 @@ class Sampling:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def sample(key: Array, logits: Float[Array, "V"], how: Sampling) -> Int[Array, ""]:
+def sample(key: Array, logits: Float[Array, " V"], how: Sampling) -> Int[Array, ""]:
     """One token id."""
     if how.temperature == 0:
         return jnp.argmax(logits)

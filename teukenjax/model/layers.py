@@ -40,7 +40,7 @@ def ones(key: Array, shape: tuple[int, ...], spec: WeightSpec) -> Array:
 
 
 def rms_norm(
-    x: Float[Array, "... D"], gain: Float[Array, "D"] | None, epsilon: float
+    x: Float[Array, "... D"], gain: Float[Array, " D"] | None, epsilon: float
 ) -> Float[Array, "... D"]:
     """x / rms(x) · gain over the last axis; statistics and gain in fp32, then rounded once.
 
@@ -55,7 +55,7 @@ def rms_norm(
 
 
 def rope_angles(
-    positions: Int[Array, "S"], *, head_dim: int, theta: float
+    positions: Int[Array, " S"], *, head_dim: int, theta: float
 ) -> tuple[Float[Array, "S N/2"], Float[Array, "S N/2"]]:
     """cos and sin of position · theta^(−2i/N), exact in fp32.
 

@@ -115,9 +115,7 @@ class Teuken(nnx.Module):
             return embed(table, tokens, layout=self.layout, dtype=self.compute.dtype)
 
     def _rope(self, positions):
-        return rope_angles(
-            positions, head_dim=self.config.head_dim, theta=self.config.rope_theta
-        )
+        return rope_angles(positions, head_dim=self.config.head_dim, theta=self.config.rope_theta)
 
     def _run(self, layer, x, per_layer):
         """Scans ``layer(block, x, slice of per_layer) → x, output`` over the blocks."""
@@ -211,9 +209,7 @@ def single_device(config: ModelConfig, compute: ComputeConfig | None = None) -> 
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def logits(
-    config: ModelConfig, params: dict, tokens: Int[Array, "B S"]
-) -> Float[Array, "B S V"]:
+def logits(config: ModelConfig, params: dict, tokens: Int[Array, "B S"]) -> Float[Array, "B S V"]:
     """All next-token scores in fp32 on one device, without padding; for tests and small inputs."""
     model = single_device(config).bind(params)
     return model.logits(model.hidden(tokens))

@@ -29,8 +29,8 @@ from teukenjax.run import RunDirectory, load_run
 from teukenjax.sharding import Layout, make_layout
 from teukenjax.train.metrics import MetricsLog, plot_loss, read_metrics
 from teukenjax.train.plan import GIB, print_plan
-from teukenjax.train.report import print_evaluations
 from teukenjax.train.progress import StepProgress
+from teukenjax.train.report import print_evaluations
 from teukenjax.train.state import Program, TrainState
 from teukenjax.train.step import batch_sharding, make_train_step
 
@@ -242,12 +242,12 @@ def resolve(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
 
 def check_batch(recipe: Recipe, layout: Layout) -> None:
     """Raises a UserError when a micro-batch does not split over the mesh."""
-    micro_batch = recipe.batch.sequences // recipe.batch.accumulation
-    if micro_batch % layout.batch_shards:
+    batch, shards = recipe.batch, layout.batch_shards
+    if batch.sequences % (batch.accumulation * shards):
         raise UserError(
-            f"batch.sequences={recipe.batch.sequences} in {recipe.batch.accumulation} micro-batches "
-            f"of {micro_batch} does not divide over replica×fsdp={layout.batch_shards}: set "
-            f"batch.sequences to a multiple of {recipe.batch.accumulation * layout.batch_shards}"
+            f"batch.sequences={batch.sequences} in {batch.accumulation} micro-batches does not "
+            f"divide over replica×fsdp={shards}: set batch.sequences to a multiple of "
+            f"{batch.accumulation * shards}"
         )
 
 

@@ -1,7 +1,5 @@
 """What a run is about to do, said before anything is compiled."""
 
-from collections.abc import Iterator
-
 import jax
 import numpy as np
 from rich.console import Console
@@ -13,51 +11,100 @@ from teukenjax.errors import UserError
 from teukenjax.hardware import Hardware
 from teukenjax.kernels.attention import choose
 from teukenjax.model import flops_per_token, padded_vocab, parameter_count
-from teukenjax.recipe import Recipe
-from teukenjax.sharding import abstract_layout
+from teukenjax.recipe import PhaseConfig, Recipe
+from teukenjax.sharding import Layout, abstract_layout
 from teukenjax.train.state import Program
 
 GIB = 2**30
 
 
 def print_plan(console: Console, program: Program, mixture: Mixture, hw: Hardware | None) -> None:
-    """Model, batch, mesh, memory, kernels and data mix."""
-    for title, text in plan(program, mixture, hw):
-        console.print(f"[bold]{title:<10}[/bold] {text}", highlight=False)
-
-
-def plan(program: Program, mixture: Mixture, hw: Hardware | None) -> Iterator[tuple[str, str]]:
-    """The plan as (title, text) pairs."""
+    """Model, batch, schedule, mesh, memory, kernels and data mix."""
     recipe, layout = program.recipe, program.layout
-    model, devices = recipe.model, layout.mesh.devices
+    lines = {
+        "model": _model(recipe),
+        "batch": _batch(recipe),
+        "optimizer": _optimizer(recipe),
+        "mesh": _mesh(layout, hw),
+        "state": f"{_gib(bytes_per_device(program.abstract_state))} per device",
+        "compute": _compute(recipe, layout),
+        "data": _mix(mixture),
+    }
+    for title, text in lines.items():
+        console.print(f"[bold]{title:<10}[/bold]{text}", highlight=False)
+
+
+def _model(recipe: Recipe) -> str:
+    model = recipe.model
+    flops = flops_per_token(model) / 1e9
     padding = padded_vocab(model) - model.vocab_size
-    yield "model", (
-        f"{parameter_count(model):,} parameters; {flops_per_token(model) / 1e9:.3g} GFLOP per token "
-        f"(6N + 6·L·D·S); vocabulary {model.vocab_size:,} + {padding} padding rows"
+    return (
+        f"{parameter_count(model):,} parameters, {flops:.3g} GFLOP per token (6N + 6·L·D·S); "
+        f"vocabulary {model.vocab_size:,} + {padding} padding rows"
     )
-    yield "batch", (
-        f"{recipe.batch.sequences} sequences × {model.context} = {recipe.tokens_per_step:,} tokens "
-        f"per step in {recipe.batch.accumulation} micro-batch(es); {recipe.steps:,} steps = "
-        f"{recipe.steps * recipe.tokens_per_step:,} tokens"
+
+
+def _batch(recipe: Recipe) -> str:
+    batch, tokens = recipe.batch, recipe.tokens_per_step
+    return (
+        f"{batch.sequences} sequences × {recipe.model.context} = {tokens:,} tokens per step, "
+        f"{batch.accumulation} micro-batch(es); {recipe.steps:,} steps = "
+        f"{recipe.steps * tokens:,} tokens"
     )
-    shape = " × ".join(f"{axis} {size}" for axis, size in layout.mesh.shape.items())
-    kind = devices.flat[0].device_kind
+
+
+def _optimizer(recipe: Recipe) -> str:
+    phases = " → ".join(_phase(phase) for phase in recipe.schedule)
+    return f"{recipe.optimizer.name}, learning rate {recipe.optimizer.learning_rate:g} × ({phases})"
+
+
+def _phase(phase: PhaseConfig) -> str:
+    length = "the rest" if phase.steps is None else f"{phase.steps:,} steps"
+    return f"{phase.shape} {phase.start:g} to {phase.end:g} in {length}"
+
+
+def _mesh(layout: Layout, hw: Hardware | None) -> str:
+    devices = layout.mesh.devices
     peak = f"{hw.name}, {hw.bf16_tflops:g} TFLOP/s dense bf16" if hw else "unknown peak: mfu n/a"
-    yield "mesh", f"{recipe.sharding.strategy} on {devices.size} × {kind} ({peak}): {shape}"
-    held = bytes_per_device(program.abstract_state)
-    yield "state", f"{held / GIB:.3g} GiB per device for parameters and optimizer"
+    kind = f"{devices.size} × {devices.flat[0].device_kind} ({peak})"
+    return f"{layout.strategy} on {kind}: {_shape(layout)}"
+
+
+def _shape(layout: Layout) -> str:
+    return " × ".join(f"{axis} {size}" for axis, size in layout.mesh.shape.items())
+
+
+def _compute(recipe: Recipe, layout: Layout) -> str:
+    compute = recipe.compute
     chosen, reason = choose(
-        recipe.compute.attention,
-        dtype=recipe.compute.dtype,
-        head_dim=model.head_dim,
-        platform=devices.flat[0].platform,
+        compute.attention,
+        dtype=compute.dtype,
+        head_dim=recipe.model.head_dim,
+        platform=layout.mesh.devices.flat[0].platform,
     )
-    yield "compute", (
-        f"{recipe.compute.dtype} on fp32 weights; attention {chosen} ({reason}); "
-        f"remat {recipe.compute.remat}; head in chunks of {recipe.compute.head_chunk} tokens"
+    return (
+        f"{compute.dtype} on fp32 weights; attention {chosen} ({reason}); remat {compute.remat}; "
+        f"head in chunks of {compute.head_chunk} tokens"
     )
+
+
+def _mix(mixture: Mixture) -> str:
     shares = sorted(mixture.shares.items(), key=lambda pair: -pair[1])
-    yield "data", ", ".join(f"{language} {share:.1%}" for language, share in shares)
+    text = ", ".join(f"{language} {share:.1%}" for language, share in shares)
+    left_out = "; ".join(f"{language} left out: {why}" for language, why in mixture.dropped.items())
+    return f"{text}; {left_out}" if left_out else text
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.3g} GiB"
+
+
+def bytes_per_device(abstract) -> int:
+    """Bytes that one device holds of a tree of shapes with shardings."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(abstract)
+    )
 
 
 def abstract_program(recipe: Recipe, devices: int) -> Program:
@@ -85,17 +132,9 @@ def _with_vocabulary(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": model})
 
 
-def bytes_per_device(abstract) -> int:
-    """Bytes that one device holds of a tree of shapes with shardings."""
-    return sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(abstract)
-    )
-
-
 def print_shardings(console: Console, program: Program) -> None:
     """One row an array: shape, PartitionSpec, bytes per device; the totals at the end."""
-    state = program.abstract_state
+    state, layout = program.abstract_state, program.layout
     table = Table(box=None)
     for title in ("array", "shape", "spec"):
         table.add_column(title, overflow="fold")
@@ -105,11 +144,8 @@ def print_shardings(console: Console, program: Program) -> None:
             name = f"{part}.{jax.tree_util.keystr(path, simple=True, separator='.')}"
             spec = str(leaf.sharding.spec).removeprefix("PartitionSpec")
             table.add_row(name, str(leaf.shape), spec, f"{bytes_per_device(leaf):,}")
-    console.print(table, highlight=False, soft_wrap=True)
-    mesh = " × ".join(f"{axis} {size}" for axis, size in program.layout.mesh.shape.items())
-    console.print(f"mesh {mesh}, strategy {program.layout.strategy}", highlight=False)
-    console.print(
-        f"total: {parameter_count(program.recipe.model):,} parameters, "
-        f"{bytes_per_device(state):,} bytes per device",
-        highlight=False,
-    )
+    console.print(table, highlight=False)
+    console.print(f"mesh {_shape(layout)}, strategy {layout.strategy}", highlight=False)
+    parameters, held = parameter_count(program.recipe.model), bytes_per_device(state)
+    total = f"total: {parameters:,} parameters, {held:,} bytes per device"
+    console.print(total, highlight=False)

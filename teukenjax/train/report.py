@@ -5,6 +5,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from teukenjax.recipe import load
+
 
 def print_evaluations(console: Console, evaluations: list[dict]) -> None:
     """Bits per byte of each language at the first and at the last evaluation."""
@@ -26,7 +28,7 @@ def print_next(console: Console, run: Path) -> None:
     console.print("\nnext:")
     for command in (
         f'generate {run} --prompt "The river"',
-        f"eval {run} --data teukenjax/data/sample",
+        f"train {run}/recipe.yaml steps={2 * load(run / 'recipe.yaml').steps}",
         f"export {run} {run}/hf",
     ):
         console.print(f"  uv run teukenjax {command}", highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ def reference_attention(
     q: Float[Array, "B S H N"], k: Float[Array, "B S K N"], v: Float[Array, "B S K N"]
 ) -> Float[Array, "B S H N"]:
     """softmax(q kᵀ / √N, causal) v in fp32; query head h reads KV head h // (H/K)."""
-    B, S, H, N = q.shape
+    _, S, H, N = q.shape
     groups = H // k.shape[2]
     k, v = (jnp.repeat(x.astype(jnp.float32), groups, axis=2) for x in (k, v))
     scores = jnp.einsum("bqhn,bkhn->bhqk", q.astype(jnp.float32), k) / jnp.sqrt(N)

@@ -1,0 +1,107 @@
+"""The command line: what it offers, and how it answers mistakes."""
+
+import pytest
+import typer.main
+
+from teukenjax import cli
+
+VERBS = {
+    "train": {"recipe", "overrides", "show"},
+    "shardings": {"recipe", "overrides", "devices"},
+    "eval": {"run", "text", "out", "batch_tokens"},
+    "generate": {"run", "prompt", "tokens", "temperature", "top_k", "top_p", "seed"},
+    "export": {"run", "out", "dtype"},
+    "data prepare": {
+        "text", "out", "train_tokenizer", "tokenizer", "holdout", "text_field", "language_field",
+        "max_broken", "threads",
+    },
+}  # fmt: skip
+
+RECIPE = """
+out: {out}
+steps: 2
+model: {{width: 16, layers: 1, heads: 2, kv_heads: 1, head_dim: 8, ffn: 16, context: 16}}
+data: {{text: {text}, train_tokenizer: 900}}
+batch: {{sequences: 8}}
+optimizer: {{name: adamw}}
+"""
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs a command line; gives exit code, standard output and standard error."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["teukenjax", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return (stop.value.code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(out=tmp_path / "run", text="sample"))
+    return path
+
+
+def test_the_surface_grows_only_on_purpose():
+    group = typer.main.get_command(cli.app)
+    commands = dict(group.commands)
+    nested = commands.pop("data")
+    commands |= {f"data {name}": command for name, command in nested.commands.items()}
+    found = {name: {p.name for p in command.params} for name, command in commands.items()}
+    assert found == VERBS
+
+
+def test_print_shows_the_resolved_recipe_and_makes_nothing(call, recipe, tmp_path):
+    code, out, _ = call("train", recipe, "steps=7", "--print")
+    assert code == 0
+    assert "steps: 7" in out
+    assert "weight_decay: 0.1" in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_shardings_need_no_devices_and_end_with_the_totals(call):
+    code, out, _ = call("shardings", "configs/recipes/teuken-7b.yaml", "--devices", 64)
+    assert code == 0
+    assert "mesh replica 1 × fsdp 64 × tensor 1" in out
+    assert out.splitlines()[-1].startswith("total: 7,452,725,248 parameters, ")
+    assert out.splitlines()[-1].endswith(" bytes per device")
+
+
+MISTAKES = {
+    "no such recipe": (["train", "{tmp}/none.yaml"], "none.yaml: cannot be read"),
+    "unknown key": (["train", "{recipe}", "stesp=3"], "unknown key 'stesp': did you mean 'steps'?"),
+    "wrong type": (["train", "{recipe}", "steps=many"], "key 'steps' is \"many\""),
+    "no such store": (["train", "{recipe}", "data.store={tmp}/s", "data.text=null"], "{tmp}/s"),
+    "no such text": (["train", "{recipe}", "data.text={tmp}/none"], "{tmp}/none"),
+    "empty corpus": (["data", "prepare", "{tmp}/empty", "--train-tokenizer", "900", "--out",
+                      "{tmp}/s"], "{tmp}/empty"),
+    "no tokenizer": (["data", "prepare", "sample", "--out", "{tmp}/s"], "tokenizer"),
+    "vocabulary too small": (["data", "prepare", "sample", "--out", "{tmp}/s", "--train-tokenizer",
+                              "100"], "100"),
+    "unknown hardware": (["train", "{recipe}", "hardware=h100-smx"], "did you mean 'h100-sxm'?"),
+    "cudnn on a cpu": (["train", "{recipe}", "compute.attention=cudnn"], "cannot run"),
+    "no such run": (["eval", "{tmp}/none", "--data", "{tmp}"], "{tmp}/none: no such run"),
+    "not a run": (["generate", "{tmp}/empty", "--prompt", "x"], "not a run directory"),
+    "not a mesh": (["shardings", "{recipe}", "sharding.fsdp=3", "--devices", "8"], "8 devices"),
+    "export over something": (["export", "{tmp}/run", "{tmp}"], "exists already"),
+    "no such verb": (["trian"], "No such command 'trian'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(name, call, recipe, tmp_path):
+    (tmp_path / "empty").mkdir()
+    arguments, expected = MISTAKES[name]
+    names = {"tmp": tmp_path, "recipe": recipe}
+    code, _, error = call(*(argument.format(**names) for argument in arguments))
+    assert code == 2
+    assert expected.format(**names) in error
+    assert "Traceback" not in error
+    if error.startswith("error: "):  # ours; the rest is the usage text of the option parser
+        assert error.count("\n") == 1
+    assert not (tmp_path / "s").exists()

@@ -1,0 +1,72 @@
+"""What a run writes, and what stops it."""
+
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from teukenjax.errors import UserError
+from teukenjax.train.loop import Run, train
+from teukenjax.train.metrics import read_metrics
+
+ADAMW = {"name": "adamw", "learning_rate": 1e-2}
+
+
+def test_a_run_leaves_what_scripts_rely_on(make_recipe):
+    screen = io.StringIO()
+    recipe = make_recipe(
+        steps=4, optimizer=ADAMW, evaluation={"documents": 1, "every": 2}, prompt="The river"
+    )
+    path = train(recipe, Console(file=screen, width=120))
+    names = {item.name for item in path.iterdir()}
+    assert names >= {"recipe.yaml", "checkpoints", "tokenizer", "metrics.jsonl", "eval.json"}
+    assert not [name for name in names if "partial" in name]
+    assert (path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((path / "tensorboard").glob("events.out.tfevents.*"))
+
+    rows = read_metrics(path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    keys = {"step", "loss", "learning_rate", "tokens_per_s", "mfu", "grad_norm"}
+    assert all(row.keys() >= keys and row["mfu"] is None for row in rows)
+
+    evaluations = json.loads((path / "eval.json").read_text())
+    assert [row["step"] for row in evaluations] == [0, 2, 4]
+    assert evaluations[0]["languages"].keys() == {"de", "el", "en", "mt"}
+    # ln V nats a token at the start, and fewer after training.
+    score = evaluations[0]["languages"]["en"]
+    nats = score["bits_per_byte"] * math.log(2) * score["bytes"] / score["tokens"]
+    assert nats == pytest.approx(math.log(900), rel=0.01)
+    assert evaluations[-1]["languages"]["en"]["bits_per_byte"] < score["bits_per_byte"]
+    assert "The river" in screen.getvalue()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(make_recipe, console):
+    optimizer = ADAMW | {"learning_rate": 1e30, "clip_norm": None}
+    recipe = make_recipe(steps=8, optimizer=optimizer, checkpoint={"every": 1})
+    run = Run(recipe, console)
+    with pytest.raises(UserError, match=r"loss is nan at step \d: lower optimizer.learning_rate"):
+        run.train()
+    rows = read_metrics(run.directory.metrics)
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    saved = [int(folder.name) for folder in run.checkpoints.folder.iterdir()]
+    assert max(saved) <= rows[-1]["step"]
+
+
+def test_a_batch_that_does_not_split_over_the_mesh_is_refused(make_recipe, console):
+    recipe = make_recipe(batch={"sequences": 12, "accumulation": 3})
+    with pytest.raises(UserError, match=r"replica×fsdp=8: set batch.sequences to a multiple of 24"):
+        Run(recipe, console)
+
+
+def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(make_recipe, console):
+    model = make_recipe().model.model_dump() | {"vocab_size": 901}
+    with pytest.raises(UserError, match=r"model.vocab_size=901: .* has 900 pieces"):
+        Run(make_recipe(model=model), console)
+
+
+def test_a_missing_store_is_refused(make_recipe, console, tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        Run(make_recipe(data={"store": str(tmp_path / "nowhere")}), console)

@@ -1,0 +1,96 @@
+"""The step: accumulation, precision, and what the compiled program communicates."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from teukenjax.sharding import make_layout
+from teukenjax.train.state import Program
+from teukenjax.train.step import batch_sharding, make_train_step
+
+ADAMW = {"name": "adamw", "learning_rate": 1e-2}
+# The mean over micro-batches is taken in another order than the mean over the batch.
+RTOL = 1e-5
+
+
+def program_of(recipe, devices=None) -> Program:
+    return Program(recipe, make_layout(recipe.sharding, devices), platform="cpu")
+
+
+def one_step(recipe, tokens):
+    program = program_of(recipe)
+    parts = recipe.batch.accumulation
+    batch = tokens.reshape(parts, -1, tokens.shape[-1])
+    placed = jax.device_put(batch, batch_sharding(program.layout))
+    return make_train_step(program)(program.init(), placed)
+
+
+@pytest.fixture
+def tokens():
+    return np.random.default_rng(3).integers(900, size=(32, 33), dtype=np.int32)
+
+
+def test_accumulation_does_not_change_the_step(make_recipe, tokens):
+    whole, _ = one_step(
+        make_recipe(optimizer=ADAMW, batch={"sequences": 32, "accumulation": 1}), tokens
+    )
+    parts, _ = one_step(
+        make_recipe(optimizer=ADAMW, batch={"sequences": 32, "accumulation": 4}), tokens
+    )
+    moments = [jax.tree.leaves(state.opt_state) for state in (whole, parts)]
+    for a, b in zip(*moments, strict=True):
+        np.testing.assert_allclose(a, b, rtol=RTOL, atol=RTOL * np.abs(a).max())
+
+
+def test_weights_and_moments_stay_fp32_under_bf16_compute(make_recipe, tokens):
+    recipe = make_recipe(compute={"dtype": "bfloat16", "head_chunk": 16})
+    state, metrics = one_step(recipe, tokens)
+    floats = [x for x in jax.tree.leaves((state, metrics)) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert {x.dtype for x in floats} == {jnp.dtype("float32")}
+
+
+def test_metrics_are_of_the_step_just_done(make_recipe, tokens):
+    recipe = make_recipe(optimizer=ADAMW, schedule=[{"shape": "linear", "steps": 4, "start": 0.0}])
+    state, metrics = one_step(recipe, tokens)
+    assert int(state.step) == 1
+    assert float(metrics["learning_rate"]) == pytest.approx(1e-2 / 4)
+    assert float(metrics["loss"]) == pytest.approx(np.log(900), rel=0.01)
+
+
+def collectives(strategy: dict, make_recipe) -> list[str]:
+    """The lines of the compiled program that communicate."""
+    program = program_of(make_recipe(sharding=strategy, optimizer=ADAMW))
+    tokens = jax.ShapeDtypeStruct((2, 8, 33), np.int32, sharding=batch_sharding(program.layout))
+    text = make_train_step(program).lower(program.abstract_state, tokens).compile().as_text()
+    return re.findall(r"= (\S+) (?:all-gather|all-reduce|reduce-scatter|all-to-all)\(", text)
+
+
+def test_fsdp_never_gathers_the_vocabulary(make_recipe):
+    shapes = collectives({"strategy": "fsdp"}, make_recipe)
+    assert shapes
+    # The tables are [1024, 32] in all, [128, 32] on each of eight devices; nothing else is 1024.
+    assert not [shape for shape in shapes if "1024" in shape]
+
+
+def test_ddp_gathers_no_weight(make_recipe):
+    program = program_of(make_recipe(sharding={"strategy": "ddp"}, optimizer=ADAMW))
+    tokens = jax.ShapeDtypeStruct((2, 8, 33), np.int32, sharding=batch_sharding(program.layout))
+    text = make_train_step(program).lower(program.abstract_state, tokens).compile().as_text()
+    assert "all-reduce" in text
+    assert "all-gather" not in text
+
+
+def test_zero1_holds_an_eighth_of_the_moments(make_recipe):
+    whole, split = (
+        program_of(make_recipe(sharding={"strategy": strategy}, optimizer=ADAMW)).abstract_state
+        for strategy in ("ddp", "zero1")
+    )
+
+    def held(tree):
+        return sum(np.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree))
+
+    assert held(split.params) == held(whole.params)
+    assert held(split.opt_state) < held(whole.opt_state) / 6  # norm gains stay whole

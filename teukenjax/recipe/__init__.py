@@ -1,0 +1,48 @@
+"""The recipe: one YAML file a run.
+
+A recipe is the whole truth about a run: what is not in it cannot change the result. So every
+section forbids unknown keys and wrong types, the resolved recipe is printed and stored with each
+checkpoint, and a value given on the command line (``key=value``) ends up in the same place as
+one written in the file.
+"""
+
+from teukenjax.recipe.reading import digest, flatten, load, read_yaml, to_yaml, validate
+from teukenjax.recipe.schema import (
+    AdamWConfig,
+    BatchConfig,
+    CheckpointConfig,
+    ComputeConfig,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    PhaseConfig,
+    PositiveFloat,
+    Recipe,
+    RoleValues,
+    ScionConfig,
+    Section,
+    ShardingConfig,
+)
+
+__all__ = [
+    "AdamWConfig",
+    "BatchConfig",
+    "CheckpointConfig",
+    "ComputeConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "ModelConfig",
+    "PhaseConfig",
+    "PositiveFloat",
+    "Recipe",
+    "RoleValues",
+    "ScionConfig",
+    "Section",
+    "ShardingConfig",
+    "digest",
+    "flatten",
+    "load",
+    "read_yaml",
+    "to_yaml",
+    "validate",
+]

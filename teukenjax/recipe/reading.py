@@ -1,0 +1,175 @@
+"""Recipes as text: read, overridden, checked, written, hashed.
+
+A section given as a string is read from that file, relative to the recipe, so that model shapes
+have one home in ``configs/models``. YAML is read by the 1.2 rules: ``3e-4`` is a number and
+``no`` is a string.
+"""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from teukenjax.errors import UserError, nearest
+from teukenjax.recipe.schema import AdamWConfig, Recipe, ScionConfig, Section
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Reads the recipe at ``path``, applies ``key.subkey=value`` overrides, checks everything.
+
+    Raises:
+      UserError: for a missing or unreadable file, an unknown key (with the nearest spelling),
+        or a value of the wrong type or range; the message names file and key.
+    """
+    path = Path(path)
+    values = read_yaml(path)
+    for key, section in values.items():
+        if isinstance(section, str) and _is_section(key):
+            values[key] = read_yaml(path.parent / section)
+    for override in overrides:
+        _override(values, override)
+    return validate(Recipe, values, str(path))
+
+
+def validate[S: Section](section: type[S], values: dict[str, Any], origin: str) -> S:
+    """Checks plain ``values`` against ``section``; ``origin`` names them in errors."""
+    try:
+        # By way of JSON, where a list may become a tuple and a string a path, and nothing else.
+        # YAML's dates become strings: out=2026-01-31 is a name.
+        return section.model_validate_json(json.dumps(values, default=str))
+    except pydantic.ValidationError as error:
+        raise UserError(f"{origin}: {_explain(error, section)}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML 1.2 mapping, as plain Python values."""
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"{path}: cannot be read: {reason}") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise UserError(f"{path}: {where}{getattr(error, 'problem', None) or error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values, found {values!r:.60}")
+    return values
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that ``load`` reads back to an equal recipe."""
+    text = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.dump(recipe.model_dump(mode="json"), text)
+    return text.getvalue()
+
+
+def digest(recipe: Section) -> str:
+    """A short hash that changes when any value of the recipe does."""
+    canonical = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def flatten(section: Section) -> dict[str, Any]:
+    """Dotted key → value, for comparing two recipes."""
+
+    def walk(prefix: str, value: Any):
+        if isinstance(value, dict):
+            for key, child in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else key, child)
+        else:
+            yield prefix, value
+
+    return dict(walk("", section.model_dump(mode="json")))
+
+
+def _is_section(key: str) -> bool:
+    field = Recipe.model_fields.get(key)
+    return (
+        field is not None
+        and isinstance(field.annotation, type)
+        and issubclass(field.annotation, Section)
+    )
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override '{override}': expected key=value, as in steps=100")
+    try:
+        value = YAML(typ="safe", pure=True).load(text) if text else None
+    except YAMLError:
+        raise UserError(
+            f"override '{override}': the value is not YAML; text with : [ or @ goes in quotes"
+        ) from None
+    *parents, last = key.split(".")
+    target: Any = values
+    for name in parents:
+        target = _child(target, name, override)
+    if isinstance(target, list):
+        target[_position(target, last, override)] = value
+    elif isinstance(target, dict):
+        target[last] = value
+    else:
+        raise UserError(f"override '{override}': '{'.'.join(parents)}' has no keys")
+
+
+def _child(target: Any, name: str, override: str) -> Any:
+    if isinstance(target, list):
+        return target[_position(target, name, override)]
+    if not isinstance(target, dict):
+        raise UserError(f"override '{override}': nothing lies below a plain value")
+    if target.get(name) is None:
+        target[name] = {}
+    return target[name]
+
+
+def _position(target: list, name: str, override: str) -> int:
+    if not name.isdecimal() or int(name) >= len(target):
+        raise UserError(f"override '{override}': '{name}' is not one of 0 … {len(target) - 1}")
+    return int(name)
+
+
+def _explain(error: pydantic.ValidationError, section: type[Section]) -> str:
+    """The first complaint, in one line with the dotted key."""
+    first = error.errors(include_url=False)[0]
+    # Unions put the variant's name or its type into the location; neither is a key.
+    location = [str(part) for part in first["loc"] if part not in ("adamw", "scion")]
+    location = [part for part in location if "[" not in part]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{key}': {nearest(location[-1], _keys_at(section, first['loc'][:-1]))}"
+    if first["type"] == "missing":
+        return f"key '{key}' is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    message = message[0].lower() + message[1:]
+    return f"key '{key}' is {json.dumps(first['input'], default=str):.60}: {message}"
+
+
+def _keys_at(section: type[Section], location: tuple) -> set[str]:
+    """The keys that are allowed at a location of the recipe."""
+    variants = {"adamw": AdamWConfig, "scion": ScionConfig}
+    for part in location:
+        if part in variants:
+            section = variants[part]
+        elif isinstance(part, str):
+            section = _section_of(section.model_fields[part].annotation) or section
+    return set(section.model_fields)
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The section inside an annotation such as ``tuple[PhaseConfig, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    inner = (_section_of(part) for part in getattr(annotation, "__args__", ()))
+    return next((found for found in inner if found), None)
