@@ -1,0 +1,51 @@
+"""Pre-training as a plain script: the loop of `teukenjax train` without its comforts.
+
+    uv run python tools/pretrain.py configs/quickstart.yaml steps=20
+
+It reads a recipe, prepares or opens the token store, shards the state over all devices, and
+steps. No checkpoints, no evaluation: copy it when your loop needs a shape of its own.
+"""
+
+import sys
+
+import jax
+from rich.console import Console
+
+from teukenjax.data.loader import batches
+from teukenjax.data.mixture import Mixture
+from teukenjax.recipe import load
+from teukenjax.sharding import make_layout
+from teukenjax.train.loop import open_store, resolve
+from teukenjax.train.state import Program
+from teukenjax.train.step import batch_sharding, make_train_step
+
+
+def main(path: str, *overrides: str) -> None:
+    """Trains what the recipe at ``path`` describes."""
+    recipe = load(path, overrides)
+    store = open_store(recipe, Console())
+    recipe = resolve(recipe, store.tokenizer())
+
+    # Where everything lives: a mesh over all devices and a strategy, one row of the table.
+    layout = make_layout(recipe.sharding)
+    program = Program(recipe, layout, platform=jax.devices()[0].platform)
+    state = program.init()  # each device makes its own shards
+    train_step = make_train_step(program)
+
+    # Which tokens come when is a pure function of the seed and the row.
+    model, batch = recipe.model, recipe.batch
+    mixture = Mixture(store, sequence_length=model.context, seed=recipe.seed)
+    rows = range(batch.sequences)
+    stream = batches(store, mixture, batch_size=batch.sequences, first_step=0, rows=rows)
+
+    for step, tokens in zip(range(recipe.steps), stream, strict=False):
+        parts = tokens.reshape(batch.accumulation, -1, model.context + 1)
+        placed = jax.device_put(parts, batch_sharding(layout))
+        state, metrics = train_step(state, placed)
+        if step % 10 == 0 or step + 1 == recipe.steps:
+            print(f"step {step + 1}: loss {float(metrics['loss']):.3f}")
+    stream.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
