@@ -10,7 +10,6 @@ vocabulary only, so that neither the embedding nor the head ever gathers it.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -108,31 +107,15 @@ class Layout:
         """Pins the leading axis of an activation [B, …] to the batch axes of the mesh."""
         return jax.lax.with_sharding_constraint(x, self.batch(trailing=x.ndim - 1))
 
-    def use(self, weight: jax.Array, axes: tuple[str, ...], dtype) -> jax.Array:
-        """A weight as a layer computes with it: cast, then gathered, which is half the bytes.
+    def gather(self, weight: jax.Array, axes: tuple[str, ...], dtype) -> jax.Array:
+        """A weight as a layer computes with it: cast, then gathered, which is half the bytes."""
+        whole = self.sharding(axes, self.row.compute)
+        return jax.lax.with_sharding_constraint(weight.astype(dtype), whole)
 
-        Its gradient comes back in fp32 and is reduced straight into the gradients' placement,
-        never made whole first.
-        """
-        return _use(weight, self, axes, dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _use(weight, layout, axes, dtype):
-    whole = layout.sharding(axes, layout.row.compute)
-    return jax.lax.with_sharding_constraint(weight.astype(dtype), whole)
-
-
-def _use_forward(weight, layout, axes, dtype):
-    return _use(weight, layout, axes, dtype), None
-
-
-def _use_backward(layout, axes, dtype, _, gradient):
-    owned = layout.sharding(axes, layout.row.gradients)
-    return (jax.lax.with_sharding_constraint(gradient.astype("float32"), owned),)
-
-
-_use.defvjp(_use_forward, _use_backward)
+    def reduce(self, gradient: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+        """A weight's gradient, summed over the batch straight into its placement."""
+        owned = self.sharding(axes, self.row.gradients)
+        return jax.lax.with_sharding_constraint(gradient, owned)
 
 
 def partition(axes: tuple[str | None, ...], rule: Rule) -> P:

@@ -64,7 +64,7 @@ class Evaluator:
 
     @functools.cached_property
     def _losses(self):
-        def losses(params, tokens: Int[Array, "B S+1"], weights: Float[Array, "B S"]):
+        def losses(params, tokens: Int[Array, "B S1"], weights: Float[Array, "B S"]):
             return self.model.bind(params).loss(tokens, weights)[1] * weights
 
         return jax.jit(losses, out_shardings=self.model.layout.replicated())
@@ -74,7 +74,7 @@ class Evaluator:
         scores = {
             language: Score(documents=len(docs), bytes=sum(size for _, size in docs))
             for language, docs in documents.items()
-            if any(size for _, size in docs)
+            if any(ids.size for ids, _ in docs)
         }
         for length, windows in self._by_length(documents):
             rows = self._rows(length)

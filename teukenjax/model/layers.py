@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from teukenjax.kernels.attention.api import attention, cached_attention
+from teukenjax.model.product import product
 from teukenjax.recipe import ComputeConfig, ModelConfig
 from teukenjax.sharding import BATCH_AXES, Layout, WeightSpec
 
@@ -56,7 +57,7 @@ def rms_norm(
 
 def rope_angles(
     positions: Int[Array, " S"], *, head_dim: int, theta: float
-) -> tuple[Float[Array, "S N/2"], Float[Array, "S N/2"]]:
+) -> tuple[Float[Array, "S half"], Float[Array, "S half"]]:
     """cos and sin of position · theta^(−2i/N), exact in fp32.
 
     Teuken's public training code rounded frequencies and positions to bf16, which leaves 769
@@ -127,15 +128,14 @@ class Norm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """What attention and MLP share: gathered weights in the compute dtype, optional inner norms."""
+    """What attention and MLP share: products with sharded weights, optional inner norms."""
 
     def __init__(self, config: ModelConfig, compute: ComputeConfig, layout: Layout):
         self.config, self.compute, self.layout = config, compute, layout
 
     def product(self, equation: str, x: Array, w: Weight) -> Array:
-        """einsum of an activation with a weight, fp32 accumulation, in the compute dtype."""
-        gathered = self.layout.use(w[...], w.spec.axes, self.compute.dtype)
-        return jnp.einsum(equation, x, gathered)
+        """einsum of an activation with a weight of this layer, in the activation's dtype."""
+        return product(equation, x, w[...], w.spec.axes, self.layout)
 
     def inner_norm(self, x: Array, *, over: int = 1) -> Array:
         """The gain-free norm in front of a linear map when the model has norms everywhere.

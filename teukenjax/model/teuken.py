@@ -70,9 +70,9 @@ class Teuken(nnx.Module):
         return self.final_norm(x)
 
     def loss(
-        self, tokens: Int[Array, "B S+1"], weights: Float[Array, "B S"]
+        self, tokens: Int[Array, "B S1"], weights: Float[Array, "B S"]
     ) -> tuple[Float[Array, ""], Float[Array, "B S"]]:
-        """Σ weight · next-token loss in nats over a batch, and the loss of each token."""
+        """Σ weight · next-token loss in nats over a batch (S1 = S + 1), and that of each token."""
         hidden = self.hidden(tokens[:, :-1])
         with jax.named_scope("head"):
             return linear_cross_entropy(

@@ -110,6 +110,8 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise UserError(
             f"override '{override}': the value is not YAML; text with : [ or @ goes in quotes"
         ) from None
+    if isinstance(value, str) and _is_section(key):
+        value = read_yaml(Path(value))  # relative to where the command is typed
     *parents, last = key.split(".")
     target: Any = values
     for name in parents:

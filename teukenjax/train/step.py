@@ -21,12 +21,12 @@ def make_train_step(program: Program) -> Callable[[TrainState, Array], tuple[Tra
     """
     model, optimizer = program.model, program.optimizer
 
-    def loss_fn(params, tokens: Int[Array, "B S+1"]):
+    def loss_fn(params, tokens: Int[Array, "B S1"]):
         weights = jnp.ones((tokens.shape[0], tokens.shape[1] - 1), jnp.float32)
         total, _ = model.bind(params).loss(tokens, weights)
         return total / weights.size
 
-    def train_step(state: TrainState, tokens: Int[Array, "A B S+1"]):
+    def train_step(state: TrainState, tokens: Int[Array, "A B S1"]):
         """One update from one global batch."""
         loss, grads = accumulate(loss_fn, state.params, tokens, program.gradient_shardings)
         with jax.named_scope("optimizer"):
@@ -54,7 +54,7 @@ def batch_sharding(layout: Layout) -> jax.sharding.NamedSharding:
     return layout.batch(leading=1, trailing=1)
 
 
-def accumulate(loss_fn, params, micro_batches: Int[Array, "A B S+1"], placement):
+def accumulate(loss_fn, params, micro_batches: Int[Array, "A B S1"], placement):
     """Mean loss and mean gradients over micro-batches, gradients summed in fp32.
 
     Args:

@@ -39,6 +39,11 @@ class Head:
         return self.layout.row.parameters.get("vocab", ())
 
     @property
+    def gradient_axes(self) -> tuple[str, ...]:
+        """Mesh axes that split the table's gradient: those of the table, and more under ZeRO-2."""
+        return self.layout.row.gradients.get("vocab", ())
+
+    @property
     def gather_axes(self) -> tuple[str, ...]:
         """Mesh axes that split both tokens and table: here tokens travel."""
         return tuple(axis for axis in self.vocab_axes if axis in BATCH_AXES)
@@ -98,12 +103,13 @@ def _sharded(head: Head, hidden, table, labels, weights, *, gradients: bool):
     tokens = P(BATCH_AXES, None)
     states = P(BATCH_AXES, None, None)
     rows = P(head.vocab_axes or None, None)
+    owned = P(head.gradient_axes or None, None)
     body = functools.partial(_local, head, gradients=gradients)
     return jax.shard_map(
         body,
         mesh=head.layout.mesh,
         in_specs=(states, rows, tokens, tokens),
-        out_specs=(P(), tokens, (states, rows) if gradients else None),
+        out_specs=(P(), tokens, (states, owned) if gradients else None),
         check_vma=False,
     )(hidden, table, labels, weights)
 
@@ -130,11 +136,19 @@ def _local(head: Head, hidden_BSD, table_VD, labels_BS, weights_BS, *, gradients
     total = lax.psum(jnp.sum(losses * weights_BS), BATCH_AXES)
     if not gradients:
         return total, losses, None
-    # Groups that hold the same rows of the table saw different tokens.
-    other = tuple(axis for axis in BATCH_AXES if axis not in head.gather_axes)
-    d_table = lax.psum(d_table, other)
+    d_table = _reduce(head, d_table)
     d_hidden = d_hidden.reshape(-1, D)[:tokens].reshape(B, S, D)
     return total, losses, (d_hidden, d_table)
+
+
+def _reduce(head: Head, d_table_VD: Array) -> Array:
+    """Sums over the devices that hold the same rows but saw other tokens; each keeps its own."""
+    own = tuple(axis for axis in head.gradient_axes if axis not in head.vocab_axes)
+    rest = tuple(axis for axis in BATCH_AXES if axis not in head.gather_axes + own)
+    d_table_VD = _across(lax.psum, d_table_VD, rest)
+    if not own:
+        return d_table_VD
+    return lax.psum_scatter(d_table_VD, own, scatter_dimension=0, tiled=True)
 
 
 def _chunk(head: Head, table_VD, d_table, inputs, *, gradients: bool):
