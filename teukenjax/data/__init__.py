@@ -1,0 +1,1 @@
+"""Text in, token stores, and the stream of windows that training reads."""
