@@ -88,3 +88,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(store, tmp_path):
     names = {file.name for file in (tmp_path / "hf").iterdir()}
     assert names >= {"config.json", "generation_config.json", "model.safetensors"}
     assert names >= {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"}
+
+    largest = max((one / "state").rglob("*"), key=lambda file: file.stat().st_size)
+    os.truncate(largest, 100)
+    process = start("eval", killed, "--data", "teukenjax/data/sample")
+    output, _ = process.communicate()
+    assert process.returncode == 2
+    assert output.startswith(f"error: {one}: the checkpoint is damaged")
+    assert output.count("\n") == 1

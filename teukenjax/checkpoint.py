@@ -14,6 +14,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from teukenjax import late_reads
 from teukenjax.errors import UserError
 from teukenjax.recipe import CheckpointConfig
 
@@ -25,7 +26,7 @@ class Checkpoints:
 
     def __init__(self, run: Path, config: CheckpointConfig | None = None):
         """Opens RUN/checkpoints; read-only without a ``config``."""
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells each step
         folder = (run / FOLDER).resolve()
         if config is None:
             options = ocp.CheckpointManagerOptions(read_only=True)
@@ -82,7 +83,8 @@ class Checkpoints:
         path = self.folder / str(step) / "state"
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             try:
-                return reader.restore(path, args=args)["params"]
+                with late_reads.dropped():
+                    return reader.restore(path, args=args)["params"]
             except Exception as error:
                 raise self._damaged(step, error) from None
 
@@ -96,18 +98,21 @@ class Checkpoints:
 
     def _restore(self, step: int, **items):
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
+            with late_reads.dropped():
+                return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
             raise self._damaged(step, error) from None
 
     def _damaged(self, step: int, error: Exception) -> UserError:
-        # Orbax and TensorStore raise whatever met the damage first, over many lines.
+        # Orbax wraps what met the damage first in layers of its own; the innermost says what.
+        while error.__cause__ or error.__context__:
+            error = error.__cause__ or error.__context__
         reason = " ".join(str(error).split()) or type(error).__name__
         others = [other for other in self.steps() if other != step]
         advice = f"; other checkpoints here: {', '.join(map(str, others))}" if others else ""
         return UserError(
             f"{self.folder / str(step)}: the checkpoint is damaged or of another shape: "
-            f"{reason[:160]}{advice}"
+            f"{reason[:240]}{advice}"
         )
 
 
