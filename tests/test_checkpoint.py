@@ -80,7 +80,7 @@ def test_damage_is_one_line_that_names_the_checkpoint(damage, tmp_path):
         chunk.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(
-        UserError, match=r"checkpoints/2: .*damaged.*other checkpoints here: 1"
+        UserError, match=r"checkpoints/2: .*damaged.*remove it to go on from step 1"
     ) as e:
         checkpoints.restore(2, shapes(state_on(PartitionSpec("x"), 8)))
     assert "\n" not in str(e.value)

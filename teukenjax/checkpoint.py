@@ -109,7 +109,7 @@ class Checkpoints:
             error = error.__cause__ or error.__context__
         reason = " ".join(str(error).split()) or type(error).__name__
         others = [other for other in self.steps() if other != step]
-        advice = f"; other checkpoints here: {', '.join(map(str, others))}" if others else ""
+        advice = f"; remove it to go on from step {others[-1]}" if others else ""
         return UserError(
             f"{self.folder / str(step)}: the checkpoint is damaged or of another shape: "
             f"{reason[:240]}{advice}"
