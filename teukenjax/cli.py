@@ -159,8 +159,8 @@ def prepare(
 def _console():
     from rich.console import Console
 
-    # Piped into a file, lines are as long as they are.
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    # Piped into a file, lines are as long as they are; text with [brackets] is no markup.
+    return Console(width=None if sys.stdout.isatty() else 200, markup=False)
 
 
 def main() -> None:

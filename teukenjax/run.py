@@ -19,8 +19,16 @@ from teukenjax.checkpoint import FOLDER, Checkpoints, find
 from teukenjax.data.tokenizer import Tokenizer
 from teukenjax.errors import UserError
 from teukenjax.kernels.attention import choose
-from teukenjax.model import Functional
-from teukenjax.recipe import ComputeConfig, Recipe, ShardingConfig, flatten, load, to_yaml
+from teukenjax.model import Functional, padded_vocab
+from teukenjax.recipe import (
+    ComputeConfig,
+    ModelConfig,
+    Recipe,
+    ShardingConfig,
+    flatten,
+    load,
+    to_yaml,
+)
 from teukenjax.sharding import make_layout, tree_shardings
 
 # A change of these would break the saved state or the order of the data.
@@ -140,12 +148,12 @@ def load_run(run: Path, *, devices: list[jax.Device] | None = None) -> LoadedRun
 
     Args:
       run: RUN as every verb takes it.
-      devices: default: all.
+      devices: default: all, or as many of them as divide the model.
     """
     path, step = find(run)
     recipe = load(path / "recipe.yaml", ["compute.attention=auto"])  # this may be another machine
     tokenizer = Tokenizer.load(path / "tokenizer" / "tokenizer.model")
-    layout = make_layout(ShardingConfig(strategy="fsdp"), devices)
+    layout = make_layout(ShardingConfig(strategy="fsdp"), _that_divide(recipe.model, devices))
     compute = concrete(recipe, layout.mesh.devices.flat[0].platform)
     model = Functional(recipe.model, compute, layout)
     shardings = tree_shardings(layout, model.specs, model.abstract, layout.row.parameters)
@@ -156,6 +164,15 @@ def load_run(run: Path, *, devices: list[jax.Device] | None = None) -> LoadedRun
     params = checkpoints.restore_params(step, abstract)
     checkpoints.close()
     return LoadedRun(recipe, tokenizer, model, params, step)
+
+
+def _that_divide(config: ModelConfig, devices: list[jax.Device] | None) -> list[jax.Device]:
+    """The longest start of the list that width and vocabulary divide over."""
+    devices = devices or jax.devices()
+    count = len(devices)
+    while config.width % count or padded_vocab(config) % count:
+        count -= 1
+    return devices[:count]
 
 
 def concrete(recipe: Recipe, platform: str) -> ComputeConfig:

@@ -4,11 +4,13 @@ import io
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
 from teukenjax.errors import UserError
+from teukenjax.run import load_run
 from teukenjax.train.loop import Run, train
 from teukenjax.train.metrics import read_metrics
 
@@ -29,7 +31,7 @@ def test_a_run_leaves_what_scripts_rely_on(make_recipe):
 
     rows = read_metrics(path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    keys = {"step", "loss", "learning_rate", "tokens_per_s", "mfu", "grad_norm"}
+    keys = {"step", "loss", "lr", "tokens_per_s", "mfu", "grad_norm"}
     assert all(row.keys() >= keys and row["mfu"] is None for row in rows)
 
     evaluations = json.loads((path / "eval.json").read_text())
@@ -70,3 +72,11 @@ def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(make_recipe, console
 def test_a_missing_store_is_refused(make_recipe, console, tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         Run(make_recipe(data={"store": str(tmp_path / "nowhere")}), console)
+
+
+def test_a_run_is_read_on_any_number_of_devices(make_recipe, console):
+    path = train(make_recipe(steps=1, optimizer=ADAMW), console)
+    for count, used in ((1, 1), (3, 2), (6, 4), (8, 8)):  # width 32, 1024 rows
+        loaded = load_run(path, devices=jax.devices()[:count])
+        assert loaded.model.layout.mesh.size == used
+        assert loaded.step == 1

@@ -16,7 +16,7 @@ from teukenjax.errors import UserError
 from teukenjax.train.loop import Run
 from teukenjax.train.metrics import read_metrics
 
-STATISTICS = ("loss", "learning_rate", "grad_norm", "update_norm", "param_norm")
+STATISTICS = ("loss", "lr", "grad_norm", "update_norm", "param_norm")
 
 
 def train(recipe, console) -> Run:

@@ -56,7 +56,7 @@ def test_metrics_are_of_the_step_just_done(make_recipe, tokens):
     recipe = make_recipe(optimizer=ADAMW, schedule=[{"shape": "linear", "steps": 4, "start": 0.0}])
     state, metrics = one_step(recipe, tokens)
     assert int(state.step) == 1
-    assert float(metrics["learning_rate"]) == pytest.approx(1e-2 / 4)
+    assert float(metrics["lr"]) == pytest.approx(1e-2 / 4)
     assert float(metrics["loss"]) == pytest.approx(np.log(900), rel=0.01)
 
 

@@ -17,7 +17,7 @@ What still differs, with the cause:
 
 - Near-ties. SentencePiece adds scores in fp32 along the whole text, ``tokenizers`` in fp64, so
   segmentations equal to about 1e-7 of the total score may come out differently: 17 of 6,733
-  web documents (4.4 million tokens), none once the scores are multiples of 1/64.
+  corpus documents (4.4 million tokens), none once the scores are multiples of 1/64.
 - A text that is nothing but one special token, such as ``</s>``, has no ▁ before it here, and
   the noncharacter U+FDD0 is ``<unk>``: the price of matching special tokens after the prefix.
 - Unicode corner cases: a mark after a letter that is already composed (ê + ´) or marks out of

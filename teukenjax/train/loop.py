@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from rich.console import Console
+from rich.text import Text
 
 from teukenjax.checkpoint import Checkpoints
 from teukenjax.data.loader import batches
@@ -75,8 +76,8 @@ class Run:
                 self._evaluate(state, 0)
             if first < self.recipe.steps:
                 state = self._steps(state, first)
-                self._evaluate(state, self.recipe.steps)
                 self._save(state, self.recipe.steps)
+                self._evaluate(state, self.recipe.steps)
         finally:
             self.checkpoints.close()
             self.log.close()
@@ -208,7 +209,7 @@ def train(recipe: Recipe, console: Console) -> Path:
         loaded = load_run(path, devices=jax.devices()[:1])
         generate = Generator(loaded.model, loaded.params, loaded.tokenizer)
         text = generate(recipe.prompt, tokens=40, sampling=Sampling())
-        console.print(f"[bold]{recipe.prompt}[/bold]{text}", highlight=False)
+        console.print(Text(recipe.prompt, style="bold") + Text(text))
     return path
 
 

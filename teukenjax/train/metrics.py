@@ -8,7 +8,7 @@ from tensorboardX import SummaryWriter
 
 from teukenjax.run import write_atomically
 
-PLOTTED = ("loss", "grad_norm", "learning_rate")
+PLOTTED = {"loss": "loss (nats per token)", "grad_norm": "gradient norm", "lr": "learning rate"}
 
 
 class MetricsLog:
@@ -56,9 +56,10 @@ def plot_loss(rows: list[dict], path: Path) -> None:
     figure, axes = pyplot.subplots(len(PLOTTED), sharex=True, height_ratios=(3, 1, 1))
     for axis, key in zip(axes, PLOTTED, strict=True):
         axis.plot([row["step"] for row in rows], [row[key] for row in rows], linewidth=1)
-        axis.set_ylabel("loss (nats/token)" if key == "loss" else key.replace("_", " "))
+        axis.set_ylabel(PLOTTED[key])
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("step")
+    figure.align_ylabels()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from teukenjax.data.mixture import Mixture
 from teukenjax.data.store import TokenStore
@@ -31,7 +32,7 @@ def print_plan(console: Console, program: Program, mixture: Mixture, hw: Hardwar
         "data": _mix(mixture),
     }
     for title, text in lines.items():
-        console.print(f"[bold]{title:<10}[/bold]{text}", highlight=False)
+        console.print(Text(f"{title:<10}", style="bold") + Text(text))
 
 
 def _model(recipe: Recipe) -> str:

@@ -49,7 +49,7 @@ class StepProgress:
 def _line(row: dict) -> str:
     mfu = "n/a" if row["mfu"] is None else f"{row['mfu']:.1%}"
     return (
-        f"loss {row['loss']:.3f} | lr {row['learning_rate']:.2e} | grad {row['grad_norm']:.2f} | "
+        f"loss {row['loss']:.3f} | lr {row['lr']:.2e} | grad {row['grad_norm']:.2f} | "
         f"{_short(row['tokens_per_s'])} tok/s | mfu {mfu}"
     )
 

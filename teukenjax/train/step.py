@@ -17,7 +17,7 @@ def make_train_step(program: Program) -> Callable[[TrainState, Array], tuple[Tra
     """The jitted step ``(state, tokens [A, B/A, S+1]) → (state, metrics)``; state is donated.
 
     A is the number of micro-batches. Metrics are fp32 scalars on the device: loss (nats per
-    token), learning_rate, and the global norms of gradient, update and parameters.
+    token), lr, and the global norms of gradient, update and parameters.
     """
     model, optimizer = program.model, program.optimizer
 
@@ -34,7 +34,7 @@ def make_train_step(program: Program) -> Callable[[TrainState, Array], tuple[Tra
             params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
-            "learning_rate": program.learning_rate(state.step),
+            "lr": program.learning_rate(state.step),
             "grad_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
             "param_norm": optax.tree.norm(params),
