@@ -2,21 +2,61 @@
 
 uv run python tests/goldens/regenerate.py
 
-A golden is a function in ``GOLDENS`` that gives file name → text; a test compares with ``check``.
+A golden is a function in ``GOLDENS`` that gives file name → text; a test compares with ``check``
+(the loss curves with a tolerance).
 """
 
+import json
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from teukenjax.model import Functional
-from teukenjax.recipe import ComputeConfig, ModelConfig, ShardingConfig, load, read_yaml, to_yaml
-from teukenjax.recipe import validate as validated
-from teukenjax.sharding import STRATEGIES, abstract_layout, tree_shardings
+from teukenjax.recipe import (
+    ComputeConfig,
+    ModelConfig,
+    Recipe,
+    ShardingConfig,
+    load,
+    read_yaml,
+    to_yaml,
+    validate,
+)
+from teukenjax.sharding import STRATEGIES, abstract_layout, make_layout, tree_shardings
+from teukenjax.train.state import Program
+from teukenjax.train.step import batch_sharding, make_train_step
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent.parent / "configs"
 RECIPES = (CONFIGS / "quickstart.yaml", *sorted((CONFIGS / "recipes").glob("*.yaml")))
+STEPS = 20
+OPTIMIZERS = {
+    "scion": {"name": "scion", "learning_rate": 2e-4},
+    "adamw": {"name": "adamw", "learning_rate": 3e-3},
+}
+TINY = {
+    "out": "unused",
+    "steps": STEPS,
+    "model": {
+        "vocab_size": 500,
+        "width": 32,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 8,
+        "ffn": 64,
+        "context": 32,
+    },
+    "data": {},
+    "batch": {"sequences": 16, "accumulation": 2},
+    "schedule": [
+        {"shape": "linear", "steps": 4, "start": 0.0},
+        {"shape": "cosine", "end": 0.1},
+    ],
+    "sharding": {"strategy": "ddp"},
+    "compute": {"dtype": "float32", "head_chunk": 64},
+}
 MESHES = {"hsdp": {"replica": 2}, "fsdp_tp": {"tensor": 2}}  # of 8 devices; else fsdp=8
 
 
@@ -28,7 +68,7 @@ def recipes() -> dict[str, str]:
 def shardings() -> dict[str, str]:
     """Where each array of Teuken-7B lives on eight devices, for each strategy."""
     path = CONFIGS / "models" / "teuken-7b.yaml"
-    config = validated(ModelConfig, read_yaml(path), str(path))
+    config = validate(ModelConfig, read_yaml(path), str(path))
     return {"shardings.txt": "\n".join(_placements(config, strategy) for strategy in STRATEGIES)}
 
 
@@ -61,7 +101,32 @@ def _axes(entry) -> str:
     return "+".join(entry) if isinstance(entry, tuple) else entry or "."
 
 
-GOLDENS = (recipes, shardings)
+def loss_curves() -> dict[str, str]:
+    """The losses, rounded to what machines agree on (see the test)."""
+    curves = {name: [round(x, 6) for x in losses(name)] for name in OPTIMIZERS}
+    return {"loss_curves.json": json.dumps(curves, indent=1) + "\n"}
+
+
+def losses(optimizer: str) -> list[float]:
+    """The loss of each step on one device."""
+    recipe = validate(Recipe, TINY | {"optimizer": OPTIMIZERS[optimizer]}, "golden")
+    layout = make_layout(recipe.sharding, jax.devices()[:1])
+    program = Program(recipe, layout, platform="cpu")
+    step, state, curve = make_train_step(program), program.init(), []
+    for tokens in _batches():
+        state, metrics = step(state, jax.device_put(tokens, batch_sharding(layout)))
+        curve.append(float(metrics["loss"]))
+    return curve
+
+
+def _batches() -> np.ndarray:
+    """[steps, A, B/A, S + 1]: each token is mostly the one before plus one, so there is a rule."""
+    rng = np.random.default_rng(0)
+    jumps = np.where(rng.random((STEPS, 2, 8, 33)) < 0.2, rng.integers(500, size=(1, 33)), 1)
+    return (np.cumsum(jumps, axis=-1) % 500).astype(np.int32)
+
+
+GOLDENS = (recipes, shardings, loss_curves)
 
 
 def check(files: dict[str, str]) -> None:
