@@ -26,7 +26,8 @@ class Checkpoints:
 
     def __init__(self, run: Path, config: CheckpointConfig | None = None):
         """Opens RUN/checkpoints; read-only without a ``config``."""
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells each step
+        # Orbax tells each of its steps, and what it raises it logs as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         folder = (run / FOLDER).resolve()
         if config is None:
             options = ocp.CheckpointManagerOptions(read_only=True)
