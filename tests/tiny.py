@@ -1,6 +1,7 @@
 """The smallest real models, with weights large enough that every part of them shows."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from teukenjax.model import Functional
@@ -45,11 +46,11 @@ def model_of(config: ModelConfig, layout: Layout | None = None, **compute) -> Fu
 
 
 def random_params(config: ModelConfig, seed: int = 0) -> dict:
-    """fp32 NumPy arrays; gains around 1, matrices that keep the scale of their input."""
+    """In fp32; gains around 1, matrices that keep the scale of their input."""
     rng = np.random.default_rng(seed)
     model = model_of(config)
 
-    def draw(spec: WeightSpec, array) -> np.ndarray:
+    def draw(spec: WeightSpec, array) -> jax.Array:
         values = rng.standard_normal(array.shape)
         if spec.role == "gain":
             values = 1 + 0.3 * values
@@ -58,14 +59,15 @@ def random_params(config: ModelConfig, seed: int = 0) -> dict:
             values[config.vocab_size :] = POISON
         else:
             values *= (1.5 / np.prod([array.shape[i] for i in spec.positions(spec.fan_in)])) ** 0.5
-        return values.astype(np.float32)
+        return jnp.asarray(values, jnp.float32)
 
     is_spec = lambda node: isinstance(node, WeightSpec)  # noqa: E731
     return jax.tree.map(draw, model.specs, model.abstract, is_leaf=is_spec)
 
 
-def random_tokens(config: ModelConfig, shape: tuple[int, ...], seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).integers(config.vocab_size, size=shape, dtype=np.int32)
+def random_tokens(config: ModelConfig, shape: tuple[int, ...], seed: int = 1) -> jax.Array:
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.integers(config.vocab_size, size=shape, dtype=np.int32))
 
 
 def place(model: Functional, params: dict) -> dict:

@@ -41,7 +41,7 @@ def test_every_kth_document_of_each_language_is_held_out(tmp_path, model_file):
 
 def test_without_holdout_everything_is_for_training(tmp_path, model_file):
     text = corpus(tmp_path, de=25)
-    store = prepare(text, tmp_path / "s", tokenizer=model_file, holdout=0, progress=False)
+    store = prepare(text, tmp_path / "s", tokenizer=model_file, holdout=0.0, progress=False)
     assert len(texts(store, "train", "de")) == 25
     assert store.manifest.splits["valid"] == {}
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny import model_of, proxy_config, random_params, tiny_config
 
+from teukenjax.data.tokenizer import Tokenizer
 from teukenjax.errors import UserError
 from teukenjax.infer import Generator, Sampling
 from teukenjax.model import logits
@@ -14,10 +15,11 @@ CONFIG = CONFIGS["untied"]
 PROMPTS = [(5,), (5, 9), (5, 9, 7, 30, 11), (6, 7) * 8, tuple(range(3, 20)), tuple(range(3, 22))]
 
 
-class Letters:
-    """A tokenizer of one id a letter, and none for what is no letter."""
+class Letters(Tokenizer):
+    """One id a letter, and none for what is no letter."""
 
     ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    eod_id = 36  # a plain attribute, where a real tokenizer asks its model
 
     def __init__(self, eod_id: int = 36):
         self.eod_id = eod_id
@@ -87,8 +89,9 @@ def test_generation_ends_before_the_end_of_a_turn():
     whole = list(generator.stream([5, 9], tokens=12, sampling=GREEDY))
     assert 2 not in whole
     end = first_new(whole)
-    table = generator.params["head"]["table"].copy()
-    table[[2, whole[end]]] = table[[whole[end], 2]]
+    table = generator.params["head"]["table"]
+    rows = np.array([2, whole[end]])
+    table = table.at[rows].set(table[rows[::-1]])
     params = generator.params | {"head": {"table": table}}
     cut = Generator(generator.model, params, Letters()).stream([5, 9], tokens=12, sampling=GREEDY)
     assert list(cut) == whole[:end]

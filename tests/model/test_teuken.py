@@ -101,7 +101,7 @@ def batch_of(config, rows: int = 8):
     rng = np.random.default_rng(2)
     weights = rng.uniform(0.5, 2, (rows, config.context)).astype(np.float32)
     weights[rng.random(weights.shape) < 0.2] = 0
-    return tokens, weights
+    return tokens, jnp.asarray(weights)
 
 
 def loss_and_gradient(model, params, tokens, weights):
@@ -142,7 +142,7 @@ def test_loss_and_gradient_are_the_oracles(config, layout):
 def test_padding_rows_change_nothing_and_get_no_gradient(config):
     params, (tokens, weights) = random_params(config), batch_of(config, 2)
     used = np.arange(padded_vocab(config))[:, None] < config.vocab_size
-    clean = jax.tree.map(lambda x: np.where(used, x, 0) if len(x) == len(used) else x, params)
+    clean = jax.tree.map(lambda x: jnp.where(used, x, 0) if len(x) == len(used) else x, params)
     tables = ["embed"] if config.tied else ["embed", "head"]
     assert all(params[name]["table"][~used[:, 0]].all() for name in tables)
     model = model_of(config)
@@ -159,7 +159,7 @@ def test_loss_at_a_position_ignores_later_tokens_and_depends_on_earlier_ones():
     """Untied, with a different token at each position: its row's gradient is the position's."""
     config = proxy_config()
     params, model = random_params(config), model_of(config)
-    tokens = np.arange(config.context + 1, dtype=np.int32)[None]
+    tokens = jnp.arange(config.context + 1)[None]
 
     @jax.jit
     def gradient(weights):

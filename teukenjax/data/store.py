@@ -129,7 +129,7 @@ class TokenStore:
 
     def documents(
         self, split: Split, language: str, limit: int
-    ) -> list[tuple[Int32[np.ndarray, " ids"], int]]:
+    ) -> list[tuple[Int32[np.ndarray, " _"], int]]:
         """The first ``limit`` documents: ids without eod, and size in bytes of UTF-8."""
         counts = self.manifest.splits[split].get(language)
         count = min(limit, counts.documents) if counts else 0

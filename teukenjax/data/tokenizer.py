@@ -69,7 +69,7 @@ class Tokenizer:
         """The ids of ``text``, without bos or eos (the ``encode`` route of Teuken's HF class)."""
         return self._processor.encode(text)
 
-    def encode_batch(self, texts: list[str], *, threads: int) -> list[Int32[np.ndarray, " ids"]]:
+    def encode_batch(self, texts: list[str], *, threads: int) -> list[Int32[np.ndarray, " _"]]:
         """The ids of every text, as read-only arrays."""
         return self._processor.encode(texts, num_threads=threads, out_type="numpy")
 

@@ -61,7 +61,7 @@ class StoreWriter:
         split: Split,
         language: str,
         *,
-        ids: list[Int32[np.ndarray, " ids"]],
+        ids: list[Int32[np.ndarray, " _"]],
         sizes: list[int],
     ) -> None:
         """Adds documents: the ids of each, without eod, and its size in bytes of UTF-8."""

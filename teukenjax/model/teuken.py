@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from teukenjax.kernels.cross_entropy import linear_cross_entropy
 from teukenjax.model.initialisation import initializers
@@ -161,7 +161,7 @@ class Functional:
             jax.tree_util.tree_map_with_path(_spec_of, state, is_leaf=_is_weight)
         )
 
-    def init(self, seed: Int[Array, ""]) -> dict:
+    def init(self, seed: Integer[Array, ""]) -> dict:
         """Fresh parameters; jit it with out_shardings, and no array is ever whole on one device."""
         return nnx.to_pure_dict(nnx.state(self._build(jax.random.key(seed))))
 
