@@ -214,13 +214,16 @@ class Spectral(OperatorNorm):
 
     @override
     def map(self, g):
-        factor = newton_schulz(
-            _widen(g),
+        return (self.factor(_widen(g)) * self.scale(g.shape)).astype(g.dtype)
+
+    def factor(self, g: Float[Array, "*stack d_in d_out"]) -> Float[Array, "*stack d_in d_out"]:
+        """The map without its scale: U Vᵀ, near enough, in the dtype of G."""
+        return newton_schulz(
+            g,
             coefficients=self.coefficients,
             iterations=self.iterations,
             epsilon=self.epsilon,
         )
-        return (factor * self.scale(g.shape)).astype(g.dtype)
 
     @override
     def boundary_init(self, key, shape):

@@ -100,6 +100,7 @@ class ScionConfig(Section):
     learning_rate: PositiveFloat = 2**-12
     momentum: Share = 0.9  # β; the paper's α is 1 − β
     nesterov: bool = False
+    light: bool = False  # the momentum is the accumulator of gradients: one buffer less
     constrained: bool = True
     weight_decay: Annotated[float, Field(ge=0)] = 0.0  # decoupled; unconstrained form only
     preset: Literal["tied", "untied"] = "tied"
@@ -114,6 +115,12 @@ class ScionConfig(Section):
     def _decay_fits(self):
         if self.constrained and self.weight_decay:
             raise ValueError("weight_decay needs constrained=false: the constrained form decays")
+        return self
+
+    @model_validator(mode="after")
+    def _light_fits(self):
+        if self.light and (self.nesterov or not self.momentum or self.clip_norm is not None):
+            raise ValueError("light needs momentum > 0, nesterov=false and clip_norm=null")
         return self
 
 
