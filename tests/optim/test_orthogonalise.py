@@ -34,6 +34,7 @@ def by_the_recipe(x, constant):
     def dot(x, y):
         return jnp.matmul(x, y, preferred_element_type=jnp.float32).astype(jnp.bfloat16)
 
+    x = x.astype(jnp.bfloat16).astype(jnp.float32)
     x = (x / (jnp.linalg.norm(x) + 1e-7)).astype(jnp.bfloat16)
     for _ in range(5):
         a = dot(x, x.T)
@@ -82,6 +83,18 @@ def test_constants_are_not_rounded_to_bfloat16(shape):
     assert distance(result, by_the_recipe(x, in_float32)) < 0.01
     assert distance(result, by_the_recipe(x, in_bfloat16)) > 0.025
     assert distance(result, newton_schulz(x, dtype=jnp.float32)) < 0.035
+
+
+def test_matrices_may_have_travelled_in_bfloat16():
+    x = gaussian(3, 16, 24)
+    rounded = x.astype(jnp.bfloat16)
+    result = jax.jit(newton_schulz)
+    np.testing.assert_array_equal(result(x), result(rounded).astype(jnp.float32))
+    np.testing.assert_array_equal(result(x), result(rounded.astype(jnp.float32)))
+    assert (
+        newton_schulz(x, dtype=jnp.float32)
+        != newton_schulz(rounded.astype(jnp.float32), dtype=jnp.float32)
+    ).any()
 
 
 @pytest.mark.parametrize("name", COEFFICIENTS)

@@ -76,9 +76,11 @@ def newton_schulz(
 ) -> Float[Array, "*stack m n"]:
     """An approximate polar factor U diag(p(σ/‖X‖_F)) Vᵀ of each matrix in a stack.
 
-    Differs from the authors' PyTorch in one place: the division by the Frobenius norm is done in
-    float32 and then rounded, not in bfloat16. ``optax.contrib.muon`` works in the leaf's dtype;
-    here the products run in ``dtype`` whatever the leaf's.
+    With a 16-bit ``dtype`` the matrices are first rounded to bfloat16, as in the authors' PyTorch:
+    so they may have travelled between devices in it, and the result is the same bit for bit. Ours
+    differs from theirs in one place: the division by the Frobenius norm is done in float32 and
+    then rounded, not in bfloat16. ``optax.contrib.muon`` works in the leaf's dtype; here the
+    products run in ``dtype`` whatever the leaf's.
 
     Args:
       x: matrices on the last two axes; the leading axes are a batch.
@@ -97,11 +99,11 @@ def newton_schulz(
     """
     tall = x.shape[-2] > x.shape[-1]
     y = x.mT if tall else x  # the Gram matrix is then the smaller one
-    y = y.astype(jnp.promote_types(x.dtype, jnp.float32))
-    y = (y / (euclidean_norm(y, axis=(-2, -1)) + epsilon)).astype(dtype)
+    y = _normalise(y, dtype, epsilon)
     for a, b, c in triples(coefficients, iterations):
         y = quintic(y, a, b, c)
-    return (y.mT if tall else y).astype(x.dtype)
+    y = round_to_bfloat16(y.astype(x.dtype)) if y.dtype == jnp.bfloat16 else y.astype(x.dtype)
+    return y.mT if tall else y
 
 
 def quintic(
@@ -136,6 +138,14 @@ def euclidean_norm(x: Float[Array, "..."], axis: int | tuple[int, ...]) -> Float
     return largest * jnp.sqrt(jnp.sum(jnp.square(x / safe), axis=axis, keepdims=True))
 
 
+def round_to_bfloat16(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The nearest bfloat16 numbers, in the dtype of ``x``.
+
+    Not a cast there and back, which XLA may drop under jit as excess precision.
+    """
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
 def triples(name: str, iterations: int) -> Iterator[Triple]:
     """The (a, b, c) of each iteration; raises ``UserError`` for an unknown name."""
     if name not in COEFFICIENTS:
@@ -144,9 +154,17 @@ def triples(name: str, iterations: int) -> Iterator[Triple]:
     return (table[min(step, len(table) - 1)] for step in range(iterations))
 
 
+def _normalise(x: Array, dtype: DTypeLike, epsilon: float) -> Array:
+    """X/(‖X‖_F + ε) in the work dtype, so that all singular values are in [0, 1]."""
+    x = x.astype(_wide(x))
+    if jnp.dtype(dtype).itemsize == 2:
+        x = round_to_bfloat16(x)
+    return (x / (euclidean_norm(x, axis=(-2, -1)) + epsilon)).astype(dtype)
+
+
 def _matmul(x: Array, y: Array) -> Array:
     # GPUs would run a float32 product in TF32; whoever asks for float32 here wants float32.
-    precision = None if x.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
+    precision = None if x.dtype.itemsize == 2 else jax.lax.Precision.HIGHEST
     product = jnp.matmul(x, y, precision=precision, preferred_element_type=_wide(x))
     return product.astype(x.dtype)
 
