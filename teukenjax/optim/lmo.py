@@ -10,7 +10,9 @@ transpose of the papers' W. Leading axes are a stack (layers, experts): each mat
 its own. ‖v‖_RMS = ‖v‖₂/√d measures a vector by its typical entry.
 
 ε is added to the norm that divides, after scaling, as in the authors' code. The arithmetic is
-float32 at least. NaN stays NaN.
+float32 at least. A gradient of zero gives a step of zero. NaN or infinity makes NaN of all that is
+divided by the same norm: a row, a column, with the spectral norms the whole matrix; Sign alone
+keeps NaN to its entry and knows the sign of infinity. Nothing is caught here.
 
 Source: Scion, arXiv 2502.07529, tables 2 to 4 and appendix B.3 (initialisation);
 the names are those of the authors' code.

@@ -87,9 +87,9 @@ def gram_newton_schulz(
 
     It wants float16, whose range suffices for what is at most 1, or float32. In bfloat16 R is too
     coarse for long schedules, which then diverge on ill-conditioned matrices. Relative error on
-    Gaussian matrices, beside the polynomial in float64 (256 × 1024, kj): 0.0015 in float16, 0.013 in
-    bfloat16; the standard form has 0.003 and 0.026. Where X lacks full rank, rounding the input
-    already lifts the missing directions off zero, in either form.
+    Gaussian matrices, beside the polynomial in float64 (256 × 1024, kj): 0.0015 in float16 and
+    0.013 in bfloat16; the standard form has 0.003 and 0.026. Where X lacks full rank, rounding
+    the input already lifts the missing directions off zero, in either form.
 
     Args, returns, raises: as ``newton_schulz``. There is no authors' arithmetic to keep to: sums
     are rounded once, and the result is not rounded to ``dtype``.
