@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from teukenjax.optim.orthogonalise import quintic, triples
+from teukenjax.optim.coefficients import steps_of
+from teukenjax.optim.orthogonalise import quintic
 
 GRADIENT = np.sin(np.outer(np.arange(1, 4), np.arange(2, 7)))
 START = np.cos(0.5 * np.arange(3)[:, None] - 0.3 * np.arange(5)[None, :])
@@ -46,12 +47,33 @@ def gaussian(*shape, seed=0, dtype=jnp.float32):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
+def distance(x, y):
+    """Relative Frobenius distance."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    return np.linalg.norm(x - y) / np.linalg.norm(y)
+
+
+def polynomial(steps, sigma):
+    """p of p of … σ in float64: what Newton–Schulz makes of each singular value."""
+    for a, b, c in steps:
+        sigma = a * sigma + b * sigma**3 + c * sigma**5
+    return sigma
+
+
+def polynomial_factor(x, steps):
+    """U diag(p(σ/‖X‖_F)) Vᵀ in float64, of the matrices rounded to bfloat16 as the code does."""
+    x = np.asarray(jnp.asarray(x).astype(jnp.bfloat16), np.float64)
+    u, sigma, vt = np.linalg.svd(x, full_matrices=False)
+    sigma = sigma / np.linalg.norm(sigma, axis=-1, keepdims=True)
+    return (u * polynomial(steps, sigma)[..., None, :]) @ vt
+
+
 def authors_newton_schulz(x, **_):
     """Theirs differs from ours by a normalisation in bfloat16; from there on bit for bit."""
     tall = x.shape[-2] > x.shape[-1]
     y = (x.mT if tall else x).astype(jnp.bfloat16)
     norm = jnp.sqrt(jnp.sum(jnp.square(y.astype(jnp.float32)))).astype(jnp.bfloat16)
     y = (y.astype(jnp.float32) / norm.astype(jnp.float32)).astype(jnp.bfloat16)
-    for a, b, c in triples("kj", 5):
+    for a, b, c in steps_of("kj", 5):
         y = quintic(y, a, b, c)
     return (y.mT if tall else y).astype(jnp.float32)

@@ -7,7 +7,7 @@ import pytest
 from golden import COL_NORM, FIRST_ROW_RMS, GRADIENT, ROW_NORM, SPECTRAL, gaussian
 
 from teukenjax.errors import UserError
-from teukenjax.optim.lmo import BiasRMS, ColNorm, RowNorm, Sign, Spectral
+from teukenjax.optim.lmo import BiasRMS, ColNorm, RowNorm, Sign, Spectral, SpectralConv
 from teukenjax.optim.orthogonalise import polar
 
 G = jnp.asarray(GRADIENT.T, jnp.float32)  # ours is [d_in, d_out] = [5, 3]
@@ -20,7 +20,14 @@ EXACT = [
     Sign(normalised=False),
     BiasRMS(),
 ]
-NORMS = [*EXACT, Spectral(), Spectral(normalised=False)]
+SPECTRAL_NORMS = [
+    Spectral(),
+    Spectral(normalised=False),
+    Spectral(least_scale=1.0),
+    Spectral(method="gram"),
+    SpectralConv(taps=3),
+]
+NORMS = [*EXACT, *SPECTRAL_NORMS]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +75,7 @@ def test_norms_by_hand():
         np.testing.assert_allclose(norm.norm(w), expected, rtol=1e-6)
 
 
-OPERATORS = [norm for norm in NORMS if not isinstance(norm, BiasRMS)]
+OPERATORS = [*EXACT[:-1], *SPECTRAL_NORMS[:2]]
 
 
 @pytest.mark.parametrize("norm", OPERATORS, ids=str)
@@ -102,7 +109,7 @@ def test_map_is_on_the_sphere_and_attains_the_dual_norm(norm):
     )
 
 
-@pytest.mark.parametrize("norm", [Spectral(), Spectral(normalised=False)], ids=str)
+@pytest.mark.parametrize("norm", SPECTRAL_NORMS, ids=str)
 def test_exact_spectral_map_is_on_the_sphere_and_attains_the_dual_norm(norm):
     g = gaussian(2, 12, 7)
     exact = polar(g) * norm.scale(g.shape)
@@ -151,8 +158,39 @@ def test_zero_nan_and_dtype(norm):
     g = jnp.asarray(g)
     mapped = np.asarray(norm.map(g))
     assert not mapped[0].any()
-    assert np.isnan(mapped[1, 2, 1])
+    spoiled = np.zeros((12, 7), bool)
+    where = {Sign: (2, 1), ColNorm: (2, ...), RowNorm: (..., 1)}.get(type(norm), ...)
+    spoiled[where] = True
+    np.testing.assert_array_equal(np.isnan(mapped[1]), spoiled)
     assert norm.map(g.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("norm", "of_the_transpose"),
+    [
+        (ColNorm(), RowNorm(normalised=False)),
+        (Sign(normalised=False), Sign(normalised=False)),
+        (BiasRMS(), BiasRMS()),
+    ],
+    ids=str,
+)
+def test_map_of_the_transpose(norm, of_the_transpose):
+    """map(Gᵀ) = map(G)ᵀ up to scale: what is a row in one is a column in the other."""
+    g = gaussian(12, 7)
+    sizes = norm.scale((12, 7)) / of_the_transpose.scale((7, 12))
+    np.testing.assert_allclose(norm.map(g), of_the_transpose.map(g.T).T * sizes, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=str)
+def test_infinite_gradients_do_not_pass_for_finite(norm):
+    """What has no direction gives NaN, not a step: except the sign, which infinity does have."""
+    g = np.array(gaussian(12, 7))
+    g[2, 1] = np.inf
+    mapped = np.asarray(norm.map(jnp.asarray(g)))
+    if isinstance(norm, Sign):
+        np.testing.assert_array_equal(mapped, norm.scale(g.shape) * np.sign(g))
+    else:
+        assert np.isnan(mapped[2, 1])
 
 
 def test_rows_without_gradient_stay():

@@ -81,6 +81,7 @@ def _scion(config: ScionConfig, learning_rate, specs: Specs, shardings, update_s
         epsilon=config.epsilon,
         coefficients=config.coefficients,
         iterations=config.iterations,
+        method=config.method,
         light=config.light,
         shardings=shardings,
         update_shardings=update_shardings,

@@ -10,7 +10,9 @@ transpose of the papers' W. Leading axes are a stack (layers, experts): each mat
 its own. ‖v‖_RMS = ‖v‖₂/√d measures a vector by its typical entry.
 
 ε is added to the norm that divides, after scaling, as in the authors' code. The arithmetic is
-float32 at least. NaN stays NaN.
+float32 at least. A gradient of zero gives a step of zero. NaN or infinity makes NaN of all that is
+divided by the same norm: a row, a column, with the spectral norms the whole matrix; Sign alone
+keeps NaN to its entry and knows the sign of infinity. Nothing is caught here.
 
 Source: Scion, arXiv 2502.07529, tables 2 to 4 and appendix B.3 (initialisation);
 the names are those of the authors' code.
@@ -18,14 +20,22 @@ the names are those of the authors' code.
 
 import abc
 import math
-from dataclasses import dataclass
-from typing import ClassVar, override
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, override
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from teukenjax.optim.orthogonalise import euclidean_norm, newton_schulz, triples
+from teukenjax.errors import UserError
+from teukenjax.optim.coefficients import steps_of
+from teukenjax.optim.orthogonalise import (
+    GRAM_PAYS_FROM,
+    euclidean_norm,
+    gram_newton_schulz,
+    newton_schulz,
+    round_to_bfloat16,
+)
 
 Shape = tuple[int, ...]
 
@@ -187,26 +197,31 @@ class Spectral(OperatorNorm):
     norm: √(d_in/d_out) σ_max(W), by an exact decomposition: dear, for analysis and tests.
     map:  G ↦ √(d_out/d_in) U Vᵀ for G = U diag(σ) Vᵀ, by Newton–Schulz; ``kj`` leaves singular
     values of 0.68 to 1.13 instead of 1, so ‖map(G)‖ can exceed 1 by 13 %.
-    Muon as commonly written scales by √max(1, d_out/d_in) instead.
 
     Attributes:
       normalised: False takes √d_out for the scale (2→RMS), for one-hot inputs.
+      least_scale: the scale is at least this: 1 for a first layer on dense input such as images.
+        Muon as commonly written has √max(1, d_out/d_in), the same, in every layer.
       epsilon: added to ‖G‖_F before Newton–Schulz.
-      coefficients: of Newton–Schulz, see ``orthogonalise``.
-      iterations: of Newton–Schulz.
+      coefficients: of Newton–Schulz, see ``coefficients``.
+      iterations: of Newton–Schulz; None: as many as the set of coefficients has.
+      method: gram takes ``gram_newton_schulz`` for matrices at least 1.5 times as long as wide;
+        the others would cost more by it, and stay with the standard form.
     """
 
     normalised: bool = True
+    least_scale: float = 0.0
     epsilon: float = 1e-7
     coefficients: str = "kj"
-    iterations: int = 5
+    iterations: int | None = None
+    method: Literal["standard", "gram"] = "standard"
 
     def __post_init__(self):
-        triples(self.coefficients, self.iterations)  # an unknown name is an error here, not later
+        steps_of(self.coefficients)  # an unknown name is an error here, not later
 
     @override
     def scale(self, shape):
-        return math.sqrt(shape[-1] / (shape[-2] if self.normalised else 1))
+        return max(math.sqrt(shape[-1] / (shape[-2] if self.normalised else 1)), self.least_scale)
 
     @override
     def lengths(self, x):
@@ -217,19 +232,54 @@ class Spectral(OperatorNorm):
         return (self.factor(_widen(g)) * self.scale(g.shape)).astype(g.dtype)
 
     def factor(self, g: Float[Array, "*stack d_in d_out"]) -> Float[Array, "*stack d_in d_out"]:
-        """The map without its scale: U Vᵀ, near enough, in the dtype of G."""
-        return newton_schulz(
-            g,
-            coefficients=self.coefficients,
-            iterations=self.iterations,
-            epsilon=self.epsilon,
-        )
+        """The map without its scale: U Vᵀ, near enough, in the dtype of G.
+
+        G may be bfloat16, rounded from what it was, and so is then the result: the numbers are
+        the same bit for bit as for the wider G. So matrices can travel in bfloat16 to the device
+        that orthogonalises them, and the factor back.
+        """
+        options = {
+            "coefficients": self.coefficients,
+            "iterations": self.iterations,
+            "epsilon": self.epsilon,
+        }
+        short, long = sorted(g.shape[-2:])
+        if self.method == "gram" and long >= GRAM_PAYS_FROM * short:
+            return round_to_bfloat16(gram_newton_schulz(g, **options))
+        return newton_schulz(g, **options)
 
     @override
     def boundary_init(self, key, shape):
         """A uniformly random semi-orthogonal matrix times the scale: all singular values equal."""
         *stack, rows, columns = shape
         return jax.random.orthogonal(key, rows, tuple(stack), m=columns) * self.scale(shape)
+
+
+@dataclass(frozen=True)
+class SpectralConv(Spectral):
+    """RMS→RMS tap by tap, for a convolution as a matrix [taps · c_in, c_out].
+
+    norm: σ_max(W) · taps/√(c_out/c_in), for the whole matrix.
+    map:  G ↦ √(c_out/c_in)/taps · U Vᵀ.
+
+    No tap of a matrix has a singular value above its own σ_max. So each tap lengthens a typical
+    vector at most by ‖W‖/taps, and the sum of them by ‖W‖: the convolution's RMS→RMS norm, with
+    padding that repeats the signal, is at most ‖W‖.
+    The authors start each tap semi-orthogonal, which can put the whole at ‖W‖ = √taps; here the
+    whole is, with ‖W‖ = 1.
+
+    Attributes:
+      taps: of the kernel: k for a Conv1d, k² for a Conv2d. Divides d_in; the order of taps and
+        channels within d_in is free.
+    """
+
+    taps: int = field(kw_only=True)
+
+    @override
+    def scale(self, shape):
+        if shape[-2] % self.taps:
+            raise UserError(f"taps={self.taps}: does not divide d_in={shape[-2]} = taps · c_in")
+        return super().scale((shape[-2] // self.taps, shape[-1])) / self.taps
 
 
 def _widen(x: Array) -> Array:

@@ -30,7 +30,7 @@ arXiv 2502.07529; Filatov et al., "Optimal Scaling Needs Optimal Norm", arXiv 25
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,12 @@ RADIUS: dict[str, dict[Role, float]] = {
 
 
 def preset_norms(
-    preset: str, *, epsilon: float = 1e-8, coefficients: str = "kj", iterations: int = 5
+    preset: str,
+    *,
+    epsilon: float = 1e-8,
+    coefficients: str = "kj",
+    iterations: int | None = None,
+    method: Literal["standard", "gram"] = "standard",
 ) -> dict[Role, OperatorNorm]:
     """The norm of each role: tied Sign → Spectral → Sign, untied ColNorm → Spectral → RowNorm.
 
@@ -58,7 +63,9 @@ def preset_norms(
     """
     if preset not in RADIUS:
         raise UserError(f"preset='{preset}': {nearest(preset, RADIUS)}")
-    spectral = Spectral(epsilon=epsilon, coefficients=coefficients, iterations=iterations)
+    spectral = Spectral(
+        epsilon=epsilon, coefficients=coefficients, iterations=iterations, method=method
+    )
     if preset == "tied":
         ends = {"input": Sign(normalised=False), "output": Sign()}
     else:
@@ -171,7 +178,8 @@ def scion(
     multiplier: Mapping[str, float] | None = None,
     epsilon: float = 1e-8,
     coefficients: str = "kj",
-    iterations: int = 5,
+    iterations: int | None = None,
+    method: Literal["standard", "gram"] = "standard",
     light: bool = False,
     shardings: Any = None,
     update_shardings: Any = None,
@@ -212,8 +220,9 @@ def scion(
       multiplier: of the learning rate, decay included, for some roles; 1 for the others.
       epsilon: added to every norm that divides. A row of a large table may have a gradient below
         1e-8; then this must be smaller ("Optimal Norm" takes 1e-20).
-      coefficients: of Newton–Schulz, see ``orthogonalise``.
-      iterations: of Newton–Schulz.
+      coefficients: of Newton–Schulz, see ``coefficients``.
+      iterations: of Newton–Schulz; None: as many as the set of coefficients has.
+      method: of Newton–Schulz, see ``Spectral``.
       light: see ``scale_by_scion``.
       shardings: see ``scale_by_scion``.
       update_shardings: see ``scale_by_scion``.
@@ -226,7 +235,13 @@ def scion(
     """
     if constrained and weight_decay:
         raise UserError(f"weight_decay={weight_decay}: the constrained form has its own decay")
-    norms = preset_norms(preset, epsilon=epsilon, coefficients=coefficients, iterations=iterations)
+    norms = preset_norms(
+        preset,
+        epsilon=epsilon,
+        coefficients=coefficients,
+        iterations=iterations,
+        method=method,
+    )
     multiplier = _override("multiplier", dict.fromkeys(norms, 1.0), multiplier)
     return optax.chain(
         scale_by_scion(

@@ -108,7 +108,8 @@ class ScionConfig(Section):
     multiplier: RoleValues = RoleValues()  # of the learning rate; default: 1
     epsilon: PositiveFloat = 1e-8
     coefficients: str = "kj"  # Newton–Schulz
-    iterations: PositiveInt = 5
+    iterations: PositiveInt | None = None  # none: as many as the set of coefficients has
+    method: Literal["standard", "gram"] = "standard"  # gram is cheaper for oblong matrices
     clip_norm: PositiveFloat | None = None
 
     @model_validator(mode="after")
