@@ -64,6 +64,59 @@ def shardings(
     print_shardings(_console(), abstract_program(load(recipe, overrides or []), devices))
 
 
+@app.command()
+def plan(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="A YAML file; not with --table.")
+    ] = None,
+    overrides: Overrides = None,
+    hardware: Annotated[
+        str, typer.Option(help="A file of configs/hardware; several, with commas, to compare.")
+    ] = "h100-sxm",
+    devices: Annotated[int, typer.Option(min=1, help="How many; they need not exist.")] = 8,
+    tokens: Annotated[
+        float | None, typer.Option(help="Of the whole run; default: the recipe's steps.")
+    ] = None,
+    sequence: Annotated[
+        list[int] | None, typer.Option(min=1, help="Lengths to try; default: the recipe's.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Plans to print.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write the first plan's recipe, or the table.")
+    ] = None,
+    compile_: Annotated[
+        int, typer.Option("--compile", min=0, help="Plans to compile; needs no GPU.")
+    ] = 0,
+    target_days: Annotated[
+        float | None, typer.Option(help="Ask how many devices train --tokens in so many days.")
+    ] = None,
+    mfu_floor: Annotated[
+        float, typer.Option(help="With --target-days: for the largest model.")
+    ] = 0.4,
+    table: Annotated[
+        Path | None, typer.Option(help="Predict the rows of a CSV file into --out.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report.")] = None,
+) -> None:
+    """Which mesh, remat and batch for RECIPE, before a GPU is booked."""
+    from teukenjax.planner import command
+
+    request = command.Request(
+        recipe=recipe,
+        overrides=tuple(overrides or []),
+        hardware=hardware,
+        devices=devices,
+        tokens=tokens,
+        sequences=tuple(sequence or []),
+    )
+    if table is not None:
+        command.predict_rows(_console(), table, out)
+    elif target_days is not None:
+        command.inverse_questions(_console(), request, target_days=target_days, mfu_floor=mfu_floor)
+    else:
+        command.plan(_console(), request, top=top, out=out, compiled=compile_, report=report)
+
+
 @app.command("eval")
 def evaluate(
     run: RunPath,

@@ -122,7 +122,7 @@ def compile_step(recipe: Recipe, hw: Hardware, count: int) -> Compiled:
     compiled = abstract_step(recipe, hw, count).compile()
     seconds = time.perf_counter() - start
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    assert memory is not None and memory.temp_size_in_bytes, "the compiler gave no sizes"
+    assert memory.temp_size_in_bytes, "the compiler gave no sizes"
     return Compiled(
         seconds=seconds,
         arguments=memory.argument_size_in_bytes,

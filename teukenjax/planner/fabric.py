@@ -56,4 +56,3 @@ class Group:
     def replica(cls, plans: Plans, hw: Hardware) -> "Group":
         """The outermost axis."""
         return cls.lying(plans.replica, plans.tensor * plans.fsdp, hw)
-

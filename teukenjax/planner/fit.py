@@ -1,7 +1,5 @@
 """Fitting a software's shares to measured throughput, and judging the fit on models left out."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from scipy.optimize import least_squares
 
@@ -53,8 +51,3 @@ def constant_mfu(rows: list[dict[str, str]]) -> np.ndarray:
     mfus = np.array([float(row["mfu_pct"]) for row in rows])
     medians = np.array([np.median(np.delete(mfus, i)) for i in range(len(mfus))])
     return medians / mfus - 1
-
-
-def mape(found: Sequence[float] | np.ndarray) -> float:
-    """Mean absolute relative error."""
-    return float(np.mean(np.abs(found)))

@@ -1,19 +1,33 @@
 """Bytes on each device, by what holds them.
 
 Arrays are [P], a row per plan. What rests (parameters, moments) is exact up to norm gains. What a
-step needs beside them peaks in one of two places: at the loss, where logits stand beside all kept
-activations, or in a layer's backward pass, where one layer's working set does.
+step needs beside them peaks in one of four phases:
 
-Source: derived; compared with XLA's own sizes in tests/planner/test_compiled.py and BUILD_NOTES.md.
+    embed      kept activations, and the states of all tokens of the group, where tokens travel
+    loss       the sum of gradients, kept activations, logits, the table's gradient
+    backward   the sum and all of a micro-batch's gradients, kept activations, one layer's
+               working set, its gathered weights and its gradient before reduction
+    update     gradients while they are added up, or updates while they are gathered
+
+Source: derived; what the phases hold was read from compiled programs, and is compared with them in
+tests/planner/test_compiled.py and BUILD_NOTES.md.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
 from teukenjax.planner.fabric import GIGA
-from teukenjax.planner.plans import Plans
+from teukenjax.planner.plans import NAMES, Plans
 from teukenjax.planner.step_time import Setting
+
+PHASES = {
+    "embed": ("sum", "gradients", "kept", "states"),
+    "loss": ("sum", "kept", "logits", "table"),
+    "backward": ("sum", "gradients", "kept", "layer", "gathered"),
+    "update": ("updates",),
+}
+RESTING = ("parameters", "moments", "reserve")
 
 
 @dataclass(frozen=True)
@@ -23,32 +37,49 @@ class Memory:
     Attributes:
       parameters: fp32, as the strategy splits them.
       moments: of the optimizer.
-      gradients: fp32, of the micro-batch and of the sum, as the strategy splits them.
-      kept: activations from the forward to the backward pass.
-      loss: logits, their gradient, and the table in 16 bits.
-      layer: one layer's backward working set.
-      gathered: weights of layers in flight, and their gradients before they are reduced.
       reserve: context, communication, fragmentation.
+      sum: fp32 sum over micro-batches.
+      gradients: fp32, of one micro-batch.
+      kept: activations from the forward to the backward pass.
+      states: 16-bit embeddings of all n devices' tokens, before each keeps its own.
+      logits: of a chunk, with what the loss holds beside them.
+      table: gradient of the output table.
+      layer: one layer's backward working set.
+      gathered: weights of layers in flight, and a layer's gradients before they are reduced.
+      updates: copies of gradients while they are added up, or updates while they are gathered.
     """
 
     parameters: np.ndarray
     moments: np.ndarray
+    reserve: np.ndarray
+    sum: np.ndarray
     gradients: np.ndarray
     kept: np.ndarray
-    loss: np.ndarray
+    states: np.ndarray
+    logits: np.ndarray
+    table: np.ndarray
     layer: np.ndarray
     gathered: np.ndarray
-    reserve: np.ndarray
+    updates: np.ndarray
+
+    def of_phase(self, phase: str) -> np.ndarray:
+        """Bytes that one phase holds beside what rests."""
+        return np.sum([getattr(self, name) for name in PHASES[phase]], axis=0)
+
+    @property
+    def temporary(self) -> np.ndarray:
+        """Beside parameters, moments and reserve, at the peak."""
+        return np.max([self.of_phase(phase) for phase in PHASES], axis=0)
 
     @property
     def total(self) -> np.ndarray:
-        """At the peak: the loss and a layer's backward pass are not at the same time."""
-        resting = self.parameters + self.moments + self.gradients + self.reserve
-        return resting + self.kept + np.maximum(self.loss, self.layer + self.gathered)
+        """At the peak."""
+        return self.parameters + self.moments + self.reserve + self.temporary
 
-    def row(self, index: int) -> dict[str, float]:
-        """One plan's components."""
-        return {field.name: float(getattr(self, field.name)[index]) for field in fields(self)}
+    def split(self, index: int) -> dict[str, float]:
+        """One plan's bytes at its peak, by component."""
+        peak = max(PHASES, key=lambda phase: self.of_phase(phase)[index])
+        return {name: float(getattr(self, name)[index]) for name in (*RESTING, *PHASES[peak])}
 
 
 def memory(plans: Plans, setting: Setting, *, head_chunk: int) -> Memory:
@@ -59,21 +90,26 @@ def memory(plans: Plans, setting: Setting, *, head_chunk: int) -> Memory:
       setting: what they have in common.
       head_chunk: tokens per device whose logits exist at one time; 0 is all of them.
     """
-    shape, software = setting.shape, setting.software
+    shape, constants = setting.shape, setting.software
     phi, E = shape.parameters, plans.tokens
     owned = 4.0 * phi / plans.shards("gradients")
-    # Light Scion's sum is its momentum, which is counted there.
-    summed = (plans.accumulation > 1) & ~plans.light & software.separate_sum
-    remats = plans.remats(shape)
+    # Light Scion's sum is its momentum, which is counted there. That of zero1 is split as its
+    # moments are, though its gradients are not: the compiler finds that by itself.
+    summed = (plans.accumulation > 1) & ~plans.light & constants.separate_sum
+    logits, table = _loss(plans, setting, head_chunk)
     return Memory(
         parameters=4.0 * phi / plans.shards("parameters"),
         moments=setting.optimizer.state_bytes * phi / plans.shards("optimizer"),
-        gradients=owned * (1 + summed),
-        kept=E * shape.layers * remats.kept,
-        loss=_loss(plans, setting, head_chunk),
-        layer=E * software.layer_widths * 2.0 * shape.width,
+        reserve=np.full(len(plans), constants.reserve_gb * GIGA),
+        sum=np.where(summed, 4.0 * phi / plans.shards("optimizer"), 0.0),
+        gradients=owned,
+        kept=E * shape.layers * plans.remats(shape).kept,
+        states=2.0 * _group(plans, setting) * E * shape.width,
+        logits=logits,
+        table=table,
+        layer=E * constants.layer_widths * 2.0 * shape.width,
         gathered=_gathered(plans, setting),
-        reserve=np.full(len(plans), software.reserve_gb * GIGA),
+        updates=_updates(plans, setting, owned, summed),
     )
 
 
@@ -82,26 +118,49 @@ def capacity(setting: Setting) -> float:
     return setting.software.usable * setting.hw.target.memory_bytes
 
 
-def _loss(plans: Plans, setting: Setting, head_chunk: int) -> np.ndarray:
-    """logit_held_bytes for each logit of a chunk, and the table's own rows in 16 bits.
+def _group(plans: Plans, setting: Setting) -> np.ndarray:
+    """n: devices that exchange tokens because they share a vocabulary table; 0 if none do."""
+    n = plans.shards("parameters", "vocab") / plans.tensor
+    return np.where(setting.software.table_stays & (n > 1), n, 0.0)
 
-    Where tokens travel, a chunk is of all devices of the group and a device sees V/n rows: the
-    product is the same as alone.
+
+def _loss(plans: Plans, setting: Setting, head_chunk: int):
+    """Logits of a chunk with the table in 16 bits, and the table's fp32 gradient.
+
+    logit_held_bytes for each logit of a chunk. Where tokens travel, a chunk is of all n devices of
+    the group and each sees V/n rows, as many logits as alone; but its hidden states and their
+    fp32 gradient, before and after its sum, are there for all: (2 + 4 + 4)·n·chunk·D.
     """
-    shape, software = setting.shape, setting.software
+    shape, constants = setting.shape, setting.software
     tokens = np.minimum(plans.tokens, head_chunk) if head_chunk else plans.tokens
-    logits = tokens * shape.vocab * software.logit_held_bytes / plans.tensor
-    rows = shape.vocab / plans.shards("parameters", "vocab")
-    return logits + 2.0 * rows * shape.width
+    logits = tokens * shape.vocab * constants.logit_held_bytes / plans.tensor
+    split = plans.shards("parameters", "vocab") if constants.table_stays else plans.tensor
+    rows = shape.vocab / split
+    states = 10.0 * _group(plans, setting) * tokens * shape.width
+    return logits + 2.0 * rows * shape.width + states, 4.0 * rows * shape.width
 
 
 def _gathered(plans: Plans, setting: Setting) -> np.ndarray:
-    """(1 + prefetch)·2·φ_layer in 16 bits and one gradient, where weights are split at all.
+    """(1 + n)·2·φ_layer in 16 bits with a prefetch of n = 1, and one gradient to be reduced.
 
-    Source: derived; (1 + n_prefetch)·Q·φ_unit + Q_g·φ_unit with a prefetch of one.
+    Source: derived. Weights that are whole are only cast, and their gradients written in place.
     """
-    shape, software = setting.shape, setting.software
+    shape, constants = setting.shape, setting.software
     unit = shape.layer_weights / shape.layers / plans.tensor
-    tables = 0.0 if software.table_stays else shape.table_weights / plans.tensor
+    tables = 0.0 if constants.table_stays else 2.0 * shape.table_weights / plans.tensor
     split = plans.shards("parameters") > plans.tensor
-    return np.where(split, 4.0 * unit + 2.0 * tables, 2.0 * unit) + software.gradient_bytes * unit
+    reduced = np.where(plans.shards("gradients") > 1, constants.gradient_bytes * unit, 0.0)
+    return np.where(split, 4.0 * unit + tables, 2.0 * unit) + reduced
+
+
+def _updates(plans: Plans, setting: Setting, owned: np.ndarray, summed: np.ndarray) -> np.ndarray:
+    """Adding up on several devices copies the sum once; zero2 gathers an MLP's updates together.
+
+    Source: read from compiled programs of our step; other software's is not known and left out.
+    """
+    if not setting.software.separate_sum:
+        return np.zeros(len(plans))
+    several = (plans.accumulation > 1) & (plans.shards("gradients") > 1)
+    copies = np.where(several, owned * (2.0 + summed), 0.0)
+    leaves = 4.0 * setting.shape.layers * setting.shape.mlp_weights
+    return np.where(plans.strategy == NAMES.index("zero2"), owned + leaves, copies)

@@ -48,9 +48,7 @@ class Optimizer:
             light=bool(config.momentum and not config.nesterov and config.clip_norm is None),
         )
 
-    def seconds(
-        self, plans: Plans, shape: Shape, hw: Hardware, software: Software
-    ) -> np.ndarray:
+    def seconds(self, plans: Plans, shape: Shape, hw: Hardware, software: Software) -> np.ndarray:
         """Of one update on each device, [P]: traffic + Newton–Schulz + collectives.
 
         Matrices of one shape are dealt out whole, so the device with ⌈count/N⌉ of them sets the
@@ -60,13 +58,14 @@ class Optimizer:
         owned = shape.parameters / plans.shards("optimizer")
         traffic = self.traffic_bytes * owned / (hw.memory_gb_per_s * GIGA)
         rate = software.matmul * hw.matmul_tflops * TERA
-        most = [np.ceil(count / plans.devices) for count, _, _ in shape.matrices()]
-        costs = [self.flops(m, n) for _, m, n in shape.matrices()]
-        products = sum(k * cost for k, cost in zip(most, costs, strict=True)) / rate
+        products = self.flops(plans, shape) / rate
         over = Group.lying(plans.devices, np.ones_like(plans.devices), hw)
         exchanged = 2 * 2.0 * shape.layer_weights / plans.devices if self.iterations else 0.0
         owns_less = plans.shards("optimizer") > plans.shards("parameters")
-        gathered = np.where(owns_less, (2.0 if self.iterations else 4.0) * shape.parameters, 0.0)
+        # The compiler gathers zero1's new moments too, where AdamW's division is not split.
+        times = np.where(plans.strategy == NAMES.index("zero1"), 3.0, 1.0)
+        fp32 = 4.0 * times * shape.parameters
+        gathered = np.where(owns_less, 2.0 * shape.parameters if self.iterations else fp32, 0.0)
         replicas = plans.strategy == NAMES.index("hsdp")
         if self.iterations:
             pieces = 2.0 * shape.layer_weights / (plans.fsdp * plans.tensor)
@@ -75,7 +74,12 @@ class Optimizer:
         wire = volume * np.maximum(over.fast_s_per_byte, over.network_s_per_byte)
         return traffic + products + wire
 
-    def flops(self, m: int, n: int) -> float:
+    def flops(self, plans: Plans, shape: Shape) -> np.ndarray:
+        """Of the device that has most matrices to orthogonalise, [P]."""
+        costs = [(count, self.of_matrix(m, n)) for count, m, n in shape.matrices()]
+        return sum(np.ceil(count / plans.devices) * cost for count, cost in costs)
+
+    def of_matrix(self, m: int, n: int) -> float:
         """Of Newton–Schulz on one m × n matrix, m ≤ n.
 
         With r = n/m: (4 r + 2) m³ a step; in the Gram form 4 r m³ for each of its restarts and,

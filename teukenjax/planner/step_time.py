@@ -65,6 +65,7 @@ def step_time(plans: Plans, setting: Setting) -> StepTime:
     attention, attention_flops = _attention(plans, setting)
     passes = _passes(plans, setting)
     fast, network, launches, nodes = _collectives(plans, setting)
+    orthogonalised = setting.optimizer.flops(plans, setting.shape)
     computing = products + attention + passes
     exposed = np.maximum(computing + setting.software.exposed * fast, network) - computing
     latency = launches * (FAST_LATENCY_S + NETWORK_LATENCY_S * np.log2(nodes))
@@ -78,7 +79,7 @@ def step_time(plans: Plans, setting: Setting) -> StepTime:
         exposed=A * exposed,
         latency=A * latency,
         optimizer=setting.optimizer.seconds(plans, setting.shape, setting.hw, setting.software),
-        hardware_flops=A * (flops + attention_flops),
+        hardware_flops=A * (flops + attention_flops) + orthogonalised,
     )
 
 
@@ -132,6 +133,13 @@ def _passes(plans: Plans, setting: Setting) -> np.ndarray:
     return traffic / (setting.hw.memory_gb_per_s * GIGA)
 
 
+def wire_bytes(plans: Plans, setting: Setting) -> np.ndarray:
+    """Bytes that each device sends in the micro-batches of a step, by the ring, [P]."""
+    members = plans.fsdp, plans.replica, plans.tensor
+    volumes = zip(members, _volumes(plans, setting), strict=True)
+    return plans.accumulation * sum(volume * (m - 1) / m for m, volume in volumes)
+
+
 def _collectives(plans: Plans, setting: Setting):
     """Of a micro-step: seconds inside nodes, between nodes, launches, and nodes of a group."""
     over = Group.fsdp(plans, setting.hw), Group.replica(plans, setting.hw)
@@ -154,8 +162,10 @@ def _volumes(plans: Plans, setting: Setting):
         zero2          reduce-scatter over fsdp, all-reduce of the pieces over replica
         fsdp, …        all-gather forward, backward and for recomputed weights, reduce-scatter
         tensor         all-reduce of [E, D] twice a layer forward, twice back, once recomputed
-        table          if it stays: tokens gathered for the head, their gradients scattered, and
-                       the embedding's the other way: 2·2 + 4 + 2 bytes · n · E · D; else 2 gathers
+        table          if split and staying: tokens gathered for the head, their gradients
+                       scattered, and the embedding's the other way: (2·2 + 4 + 2)·n·E·D bytes;
+                       if split and gathered, as a layer; if whole, the gradients of embedding
+                       and head are reduced, each by itself
 
     Source: derived; compared with compiled programs in tests/planner/test_compiled.py.
     """
@@ -167,15 +177,15 @@ def _volumes(plans: Plans, setting: Setting):
     gathers = 2.0 + software.regathers * remats.weights
     tables = shape.table_weights / t
     states = plans.fsdp * plans.tokens * shape.width
+    both_ends = 2.0 * shape.vocab * shape.width / t if software.table_stays else tables
     if software.table_stays:
         table_gathers, table_gradients = 10.0 * states, 0.0
     else:
         table_gathers, table_gradients = 2.0 * 2.0 * tables, Qg * tables
-    # When a table is not split, its gradient is reduced as those of the layers.
     over_fsdp = np.where(split_weights, gathers * 2.0 * whole + table_gathers, 0.0)
-    reduced = Qg * whole + np.where(split_weights, table_gradients, Qg * tables)
+    reduced = Qg * whole + np.where(split_weights, table_gradients, Qg * both_ends)
     over_fsdp = over_fsdp + np.where(split_gradients, 1, 2) * reduced
-    pieces = Qg * (whole + tables) / (plans.shards("gradients") / t)
+    pieces = Qg * (whole + both_ends) / (plans.shards("gradients") / t)
     over_replica = 2.0 * pieces
     passes = 4.0 + (remats.matmul > 0)
     over_tensor = 2.0 * passes * shape.layers * 2.0 * plans.tokens * shape.width

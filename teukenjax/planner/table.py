@@ -101,6 +101,11 @@ def errors(rows: list[dict[str, str]], constants: Software | None = None) -> np.
     return np.array(predicted) / np.array(measured) - 1
 
 
+def mape(found: np.ndarray) -> float:
+    """Mean absolute relative error."""
+    return float(np.mean(np.abs(found)))
+
+
 def _cells(prediction: Prediction) -> dict[str, str]:
     return {
         "predicted_tokens_per_s_per_gpu": f"{prediction.tokens_per_s[0]:.1f}",
