@@ -129,7 +129,11 @@ def inverse_questions(
     """
     table = Table(box=None, title=f"{request.budget:.3g} tokens in {target_days:g} days, predicted")
     titles = ("hardware", "devices", "days", "GPU-hours", "MFU")
-    for title in (*titles, f"largest model at {mfu_floor:.0%} MFU", "FSDP × TP pays below"):
+    for title in (
+        *titles,
+        f"largest model at {mfu_floor:.0%} MFU",
+        "FSDP × TP beats FSDP, node's network",
+    ):
         table.add_column(title, justify="left" if title == "hardware" else "right")
     for name in request.hardware.split(","):
         single = Request(**{**vars(request), "hardware": name})
@@ -148,9 +152,8 @@ def _inverse_row(request: Request, *, target_days: float, mfu_floor: float) -> l
         hours = f"{found.gpu_hours:,.0f}"
         cells[1:] = [f"{question.devices}", f"{found.days:.1f}", hours, f"{mfu:.1%}"]
     largest = inverse.largest_model(question, mfu=mfu_floor)
-    below = inverse.tensor_pays_below(question)
     cells.append(f"{_billions(largest)} on {question.devices}" if largest else "none")
-    cells.append(f"{below / 1e9:.1f} GB/s per node" if below else "never")
+    cells.append(inverse.tensor_pays(question))
     return cells
 
 

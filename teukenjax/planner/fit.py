@@ -4,7 +4,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from teukenjax.planner.software import Software
-from teukenjax.planner.table import errors
+from teukenjax.planner.table import Run, errors, understand
 
 # Of ``torch-fsdp``: what is fitted, and between which bounds. No product is faster than the best.
 FITTED = {
@@ -16,8 +16,8 @@ FITTED = {
 OUTLIER = 0.05  # errors beyond this count linearly: published rows contain a few that are off
 
 
-def fit(rows: list[dict[str, str]], start: Software) -> Software:
-    """The software with the fitted shares that bring these rows' log errors closest to zero."""
+def fit(runs: list[Run], start: Software) -> Software:
+    """The software with the fitted shares that bring the runs' log errors closest to zero."""
     low, high = (np.array([bounds[i] for bounds in FITTED.values()]) for i in (0, 1))
     first = np.clip([getattr(start, key) for key in FITTED], low, high)
 
@@ -25,7 +25,7 @@ def fit(rows: list[dict[str, str]], start: Software) -> Software:
         return start.model_copy(update=dict(zip(FITTED, x.tolist(), strict=True)))
 
     found = least_squares(
-        lambda x: np.log1p(errors(rows, with_shares(x))),
+        lambda x: np.log1p(errors(runs, with_shares(x))),
         first,
         bounds=(low, high),
         x_scale=first,
@@ -37,11 +37,11 @@ def fit(rows: list[dict[str, str]], start: Software) -> Software:
 
 def left_out(rows: list[dict[str, str]], start: Software, column: str = "model") -> np.ndarray:
     """Each row's error by a fit that saw no row with its value of ``column``."""
+    runs = [understand(row) for row in rows]
     found = np.zeros(len(rows))
     for value in sorted({row[column] for row in rows}):
         held = np.array([row[column] == value for row in rows])
-        seen = [row for row, out in zip(rows, held, strict=True) if not out]
-        unseen = [row for row, out in zip(rows, held, strict=True) if out]
+        seen, unseen = ([runs[i] for i in np.flatnonzero(held == out)] for out in (False, True))
         found[held] = errors(unseen, fit(seen, start))
     return found
 

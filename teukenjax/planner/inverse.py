@@ -105,24 +105,26 @@ def _of_heads(model: ModelConfig, heads: int) -> ModelConfig:
     )
 
 
-def tensor_pays_below(question: Question) -> float | None:
-    """Network bytes/s of a node below which the best FSDP × TP beats the best FSDP; none if never.
+def tensor_pays(question: Question) -> str:
+    """At which network of a node FSDP × TP beats FSDP: "never", "always", or a bound in GB/s.
 
-    Bisection between a thousandth of the hardware's network and all of it.
+    Between a hundredth and four times the hardware's network, where the gain changes sign once at
+    most. It need not be a slow network: a node receives as many bytes of weights either way.
     """
 
     def gain(factor: float) -> float:
         hw = doubled(question.hw, ("network_gb_per_s",), factor)
         answer = search(question.on(hw=hw))
-        return best_of(answer, "fsdp_tp") - max(best_of(answer, "fsdp"), best_of(answer, "hsdp"))
+        return best_of(answer, "fsdp_tp") - best_of(answer, "fsdp")
 
-    low, high = 1e-3, 1.0
-    if gain(low) <= 0:
-        return None
+    low, high = 0.01, 4.0
+    slow, fast = gain(low) > 0, gain(high) > 0
+    if slow == fast:
+        return "always" if slow else "never"
     while high / low > 1.02:
         middle = (low * high) ** 0.5
-        low, high = (middle, high) if gain(middle) > 0 else (low, middle)
-    return low * question.hw.node.network_gb_per_s * 1e9
+        low, high = (middle, high) if (gain(middle) > 0) == slow else (low, middle)
+    return f"{'below' if slow else 'above'} {low * question.hw.node.network_gb_per_s:.0f} GB/s"
 
 
 def best_of(answer: Answer, strategy: str) -> float:

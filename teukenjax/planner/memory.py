@@ -91,7 +91,7 @@ def memory(plans: Plans, setting: Setting, *, head_chunk: int) -> Memory:
       head_chunk: tokens per device whose logits exist at one time; 0 is all of them.
     """
     shape, constants = setting.shape, setting.software
-    phi, E = shape.parameters, plans.tokens
+    phi, E, remats = shape.parameters, plans.tokens, plans.remats(shape)
     owned = 4.0 * phi / plans.shards("gradients")
     # Light Scion's sum is its momentum, which is counted there. That of zero1 is split as its
     # moments are, though its gradients are not: the compiler finds that by itself.
@@ -103,7 +103,7 @@ def memory(plans: Plans, setting: Setting, *, head_chunk: int) -> Memory:
         reserve=np.full(len(plans), constants.reserve_gb * GIGA),
         sum=np.where(summed, 4.0 * phi / plans.shards("optimizer"), 0.0),
         gradients=owned,
-        kept=E * shape.layers * plans.remats(shape).kept,
+        kept=E * shape.layers * (remats.whole + (remats.kept - remats.whole) / plans.tensor),
         states=2.0 * _group(plans, setting) * E * shape.width,
         logits=logits,
         table=table,

@@ -49,33 +49,35 @@ class Optimizer:
         )
 
     def seconds(self, plans: Plans, shape: Shape, hw: Hardware, software: Software) -> np.ndarray:
-        """Of one update on each device, [P]: traffic + Newton–Schulz + collectives.
+        """Of one update on each device, [P]: memory traffic + Newton–Schulz + collectives.
 
-        Matrices of one shape are dealt out whole, so the device with ⌈count/N⌉ of them sets the
-        time. They travel twice as 16-bit shards, and AdamW's strategies that own only moments
-        gather fp32 updates. Nothing overlaps. Source: derived from ``optim/sharded.py``.
+        Nothing overlaps. Source: derived from ``optim/sharded.py``.
         """
         owned = shape.parameters / plans.shards("optimizer")
         traffic = self.traffic_bytes * owned / (hw.memory_gb_per_s * GIGA)
         rate = software.matmul * hw.matmul_tflops * TERA
-        products = self.flops(plans, shape) / rate
         over = Group.lying(plans.devices, np.ones_like(plans.devices), hw)
-        exchanged = 2 * 2.0 * shape.layer_weights / plans.devices if self.iterations else 0.0
+        wire = np.maximum(over.fast_s_per_byte, over.network_s_per_byte)
+        return traffic + self.flops(plans, shape) / rate + self.volume(plans, shape) * wire
+
+    def volume(self, plans: Plans, shape: Shape) -> np.ndarray:
+        """Bytes of whole arrays that an update moves, [P].
+
+        Scion's matrices travel twice as 16-bit shards, 1/N of them on each device, and once more
+        to replicas. Strategies that own only moments gather the updates: in fp32, or in 16 bits
+        after Newton–Schulz; of zero1 the compiler gathers AdamW's new moments too.
+        """
+        zero1, hsdp = (plans.strategy == NAMES.index(name) for name in ("zero1", "hsdp"))
         owns_less = plans.shards("optimizer") > plans.shards("parameters")
-        # The compiler gathers zero1's new moments too, where AdamW's division is not split.
-        times = np.where(plans.strategy == NAMES.index("zero1"), 3.0, 1.0)
-        fp32 = 4.0 * times * shape.parameters
-        gathered = np.where(owns_less, 2.0 * shape.parameters if self.iterations else fp32, 0.0)
-        replicas = plans.strategy == NAMES.index("hsdp")
-        if self.iterations:
-            pieces = 2.0 * shape.layer_weights / (plans.fsdp * plans.tensor)
-            gathered = gathered + np.where(replicas, pieces, 0.0)
-        volume = exchanged + gathered
-        wire = volume * np.maximum(over.fast_s_per_byte, over.network_s_per_byte)
-        return traffic + products + wire
+        if not self.iterations:
+            return np.where(owns_less, 4.0 * np.where(zero1, 3, 1) * shape.parameters, 0.0)
+        exchanged = 2 * 2.0 * shape.layer_weights / plans.devices
+        pieces = 2.0 * shape.layer_weights / (plans.fsdp * plans.tensor)
+        gathered = np.where(owns_less, 2.0 * shape.parameters, np.where(hsdp, pieces, 0.0))
+        return exchanged + gathered
 
     def flops(self, plans: Plans, shape: Shape) -> np.ndarray:
-        """Of the device that has most matrices to orthogonalise, [P]."""
+        """Of the device that has most matrices to orthogonalise, ⌈count/N⌉ of each shape, [P]."""
         costs = [(count, self.of_matrix(m, n)) for count, m, n in shape.matrices()]
         return sum(np.ceil(count / plans.devices) * cost for count, cost in costs)
 

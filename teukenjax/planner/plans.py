@@ -1,5 +1,6 @@
 """Many plans at once: a plan is a row, its choices are columns, nothing loops over rows."""
 
+import functools
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -76,13 +77,15 @@ class Plans:
 
     def remats(self, shape: Shape) -> Remat:
         """The policies' numbers, each an array [P]."""
-        rows = [remat(shape, policy) for policy in POLICIES] if shape.gated else _two(shape)
-        columns = {
-            field.name: np.array([getattr(row, field.name) for row in rows])[self.remat]
-            for field in fields(Remat)
-        }
-        return Remat(**columns)
+        table = _table(shape)
+        return Remat(**{name: column[self.remat] for name, column in table.items()})
 
 
-def _two(shape: Shape) -> list[Remat]:
-    return [remat(shape, "none"), *[remat(shape, "full")] * 3]
+@functools.cache
+def _table(shape: Shape) -> dict[str, np.ndarray]:
+    """The numbers of ``POLICIES``, by name; GELU blocks know "none" and, for the rest, "full"."""
+    names = POLICIES if shape.gated else ("none", *["full"] * (len(POLICIES) - 1))
+    rows = [remat(shape, name) for name in names]
+    return {
+        field.name: np.array([getattr(row, field.name) for row in rows]) for field in fields(Remat)
+    }

@@ -11,8 +11,11 @@ XLA makes of each policy was checked product by product (tests/planner/test_comp
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from teukenjax.planner.shape import Shape
 
+Number = float | np.ndarray  # of one policy, or of the policies of many plans
 POLICIES = ("none", "save_projections", "save_attention", "full")
 
 
@@ -22,6 +25,7 @@ class Remat:
 
     Attributes:
       kept: bytes from the forward to the backward pass, in 16 bits unless the residual is wider.
+      whole: of those, bytes that are not split over the tensor axis: the residual stream.
       matmul: FLOPs of products that run again.
       attention: 1 if the attention's forward runs again. cuDNN's backward needs its softmax
         statistics, which no policy but "none" can name.
@@ -30,11 +34,12 @@ class Remat:
         gathered where they are used, and the two uses of the backward pass are not joined.
     """
 
-    kept: float
-    matmul: float
-    attention: float
-    elementwise: float
-    weights: float
+    kept: Number
+    whole: Number
+    matmul: Number
+    attention: Number
+    elementwise: Number
+    weights: Number
 
 
 def remat(shape: Shape, policy: str) -> Remat:
@@ -49,11 +54,15 @@ def remat(shape: Shape, policy: str) -> Remat:
     weights = {"full": projections + gate_up, "save_attention": gate_up}.get(policy, 0)
     kept = {"full": 2 * D, "save_attention": 4 * D + 2 * (2 * attended + 2 * shared)}
     kept["save_projections"] = kept["save_attention"] + 4 * F
-    # Without a policy also norms and rotations in fp32 (24 D) and the factors of SwiGLU in 16 bits.
+    # Without a policy also norms and rotations in fp32 (24 D) and the factors of SwiGLU in 16 bits;
+    # a norm before every linear map keeps its input and its result in fp32.
     kept["none"] = kept["save_projections"] + 24 * D + 4 * 2 * F
+    if shape.norms_everywhere:
+        kept["none"] += 8 * (2 * attended + 2 * shared + F)
     return Remat(
-        kept=kept[policy],
-        matmul=2 * weights,
+        kept=float(kept[policy]),
+        whole=float({"full": 2 * D, "none": 20 * D}.get(policy, 4 * D)),
+        matmul=2.0 * weights,
         attention=float(policy != "none"),
         elementwise={"none": 0.0, "save_projections": 0.6, "save_attention": 0.7, "full": 1.0}[
             policy
@@ -70,5 +79,5 @@ def _gpt(shape: Shape, policy: str) -> Remat:
     """
     weights = shape.attention_weights + shape.mlp_weights
     if policy == "none":
-        return Remat(32.0 * shape.width, 0.0, 0.0, 0.0, 0.0)
-    return Remat(2.0 * shape.width, 2.0 * weights, 1.0, 1.0, 0.0)
+        return Remat(32.0 * shape.width, 10.0 * shape.width, 0.0, 0.0, 0.0, 0.0)
+    return Remat(2.0 * shape.width, 2.0 * shape.width, 2.0 * weights, 1.0, 1.0, 0.0)

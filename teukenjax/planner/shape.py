@@ -39,6 +39,7 @@ class Shape:
     vocab: int  # rows of a table, padding included
     gated: bool = True  # SwiGLU has three matrices, GELU two
     tied: bool = True
+    norms_everywhere: bool = False  # one before every linear map
     positions: int = 0  # rows of a learned position table
 
     @classmethod
@@ -53,6 +54,7 @@ class Shape:
             ffn=config.ffn,
             vocab=padded_vocab(config),
             tied=config.tied,
+            norms_everywhere=config.norms == "everywhere",
         )
 
     @classmethod

@@ -134,10 +134,12 @@ def _passes(plans: Plans, setting: Setting) -> np.ndarray:
 
 
 def wire_bytes(plans: Plans, setting: Setting) -> np.ndarray:
-    """Bytes that each device sends in the micro-batches of a step, by the ring, [P]."""
+    """Bytes that each device sends in a step, by the ring, [P]."""
     members = plans.fsdp, plans.replica, plans.tensor
     volumes = zip(members, _volumes(plans, setting), strict=True)
-    return plans.accumulation * sum(volume * (m - 1) / m for m, volume in volumes)
+    micro_step = sum(volume * (m - 1) / m for m, volume in volumes)
+    update = setting.optimizer.volume(plans, setting.shape) * (plans.devices - 1) / plans.devices
+    return plans.accumulation * micro_step + update
 
 
 def _collectives(plans: Plans, setting: Setting):

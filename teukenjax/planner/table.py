@@ -6,6 +6,8 @@ of their own. What a row does not say is not guessed from its throughput.
 """
 
 import csv
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from teukenjax.planner.predict import Prediction, predict
 from teukenjax.planner.remat import POLICIES
 from teukenjax.planner.shape import Shape
 from teukenjax.planner.software import Software, software
-from teukenjax.planner.step_time import Setting
+from teukenjax.planner.step_time import Setting, step_time
 
 PUBLISHED = Path(__file__).parent / "published"
 GIB = 2**30
@@ -50,13 +52,33 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def predict_row(row: dict[str, str], *, constants: Software | None = None) -> Prediction:
-    """One row's prediction.
+@dataclass(frozen=True)
+class Run:
+    """One row, understood."""
 
-    Args:
-      row: its cells.
-      constants: whose shares to use; none: our own where the row's ``software``, or else its
-        source, names a JAX program, PyTorch FSDP's otherwise.
+    plan: Plans
+    setting: Setting
+    measured: float | None  # tokens/s per device
+
+    def predict(self) -> Prediction:
+        """Memory and time."""
+        # Our head makes chunks of logits, PyTorch's all of them.
+        chunk = 1024 if self.setting.software.table_stays else 0
+        return predict(self.plan, self.setting, head_chunk=chunk)
+
+    def error(self, constants: Software | None = None) -> float:
+        """Predicted over measured throughput − 1, with other shares if given."""
+        constants = constants or self.setting.software
+        time = step_time(self.plan, dataclasses.replace(self.setting, software=constants))
+        per_device = self.plan.tokens_per_step / (self.plan.devices * time.total)
+        return float(per_device[0]) / self.measured - 1
+
+
+def understand(row: dict[str, str]) -> Run:
+    """A row's cells → its run.
+
+    Our own shares are used where the row's ``software``, or else its source, names a JAX program,
+    PyTorch FSDP's otherwise.
 
     Raises:
       UserError: for a cell that is missing or not understood, naming its column.
@@ -74,9 +96,9 @@ def predict_row(row: dict[str, str], *, constants: Software | None = None) -> Pr
         accumulation=_whole(row, "grad_accum", 1),
         sequence=sequence,
     )
-    constants = constants or software(_software(row))
-    chunk = 1024 if constants.table_stays else 0
-    return predict(plan, Setting(shape, hw, constants, ADAM), head_chunk=chunk)
+    known = row.get("tokens_per_s_per_gpu")
+    measured = _number(row, "tokens_per_s_per_gpu") if known else None
+    return Run(plan, Setting(shape, hw, software(_software(row)), ADAM), measured)
 
 
 def predict_table(path: Path, out: Path) -> list[dict[str, str]]:
@@ -84,7 +106,7 @@ def predict_table(path: Path, out: Path) -> list[dict[str, str]]:
     rows = []
     for number, row in enumerate(read_rows(path), start=1):
         try:
-            rows.append({**row, **_cells(predict_row(row))})
+            rows.append({**row, **_cells(understand(row).predict())})
         except UserError as error:
             raise UserError(f"{path}: row {number}: {error}") from None
     with out.open("w", newline="", encoding="utf-8") as file:
@@ -94,11 +116,9 @@ def predict_table(path: Path, out: Path) -> list[dict[str, str]]:
     return rows
 
 
-def errors(rows: list[dict[str, str]], constants: Software | None = None) -> np.ndarray:
-    """Relative errors of predicted throughput, for rows that say what was measured."""
-    predicted = [predict_row(row, constants=constants).tokens_per_s[0] for row in rows]
-    measured = [float(row["tokens_per_s_per_gpu"]) for row in rows]
-    return np.array(predicted) / np.array(measured) - 1
+def errors(runs: list[Run], constants: Software | None = None) -> np.ndarray:
+    """Relative errors of throughput, of runs that say what was measured."""
+    return np.array([run.error(constants) for run in runs])
 
 
 def mape(found: np.ndarray) -> float:
