@@ -8,6 +8,10 @@ from teukenjax import cli
 VERBS = {
     "train": {"recipe", "overrides", "show"},
     "shardings": {"recipe", "overrides", "devices"},
+    "plan": {
+        "recipe", "overrides", "hardware", "devices", "tokens", "sequence", "top", "out",
+        "compile_", "target_days", "mfu_floor", "table", "report",
+    },
     "eval": {"run", "text", "out", "batch_tokens"},
     "generate": {"run", "prompt", "tokens", "temperature", "top_k", "top_p", "seed"},
     "export": {"run", "out", "dtype"},
@@ -72,6 +76,18 @@ def test_shardings_need_no_devices_and_end_with_the_totals(call):
     assert out.splitlines()[-1].endswith(" bytes per device")
 
 
+def test_a_plan_needs_no_devices_and_its_recipe_is_read_by_train(call, tmp_path):
+    out = tmp_path / "planned.yaml"
+    code, said, _ = call("plan", "configs/recipes/teuken-7b.yaml", "--devices", 64, "--tokens",
+                         "4e12", "--out", out)  # fmt: skip
+    assert code == 0
+    assert "GPU-hours" in said
+    assert "what would lift it" in said
+    code, said, _ = call("train", out, "--print")
+    assert code == 0
+    assert "sequences: 1024" in said
+
+
 MISTAKES = {
     "no such recipe": (["train", "{tmp}/none.yaml"], "none.yaml: cannot be read"),
     "unknown key": (["train", "{recipe}", "stesp=3"], "unknown key 'stesp': did you mean 'steps'?"),
@@ -89,6 +105,12 @@ MISTAKES = {
     "not a run": (["generate", "{tmp}/empty", "--prompt", "x"], "not a run directory"),
     "not a mesh": (["shardings", "{recipe}", "sharding.fsdp=3", "--devices", "8"], "8 devices"),
     "export over something": (["export", "{tmp}/run", "{tmp}"], "exists already"),
+    "plan without a recipe": (["plan"], "RECIPE is missing"),
+    "plan for unknown hardware": (["plan", "{recipe}", "--hardware", "h100-smx"],
+                                  "did you mean 'h100-sxm'?"),
+    "devices that do not divide": (["plan", "{recipe}", "--devices", "3"], "--devices 3"),
+    "a table without out": (["plan", "--table", "{tmp}/rows.csv"], "--table needs --out"),
+    "no such table": (["plan", "--table", "{tmp}/r.csv", "--out", "{tmp}/o.csv"], "{tmp}/r.csv"),
     "no such verb": (["trian"], "No such command 'trian'"),
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ import pytest
 
 from teukenjax.hardware import named
 from teukenjax.planner.search import Question
+from teukenjax.planner.step_time import Setting
 from teukenjax.recipe import Recipe, load, validate
 
 
@@ -35,3 +36,13 @@ def teuken():
         return Question(recipe, named(hardware), devices)
 
     return ask
+
+
+@pytest.fixture
+def setting_of():
+    """A function from a recipe to what its plans have in common, on H100s."""
+
+    def setting(recipe: Recipe) -> Setting:
+        return Question(recipe, named("h100-sxm"), 8).setting
+
+    return setting

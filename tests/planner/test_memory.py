@@ -6,20 +6,10 @@ import numpy as np
 import pytest
 
 from tests.tiny import MESHES
-from teukenjax.hardware import named
 from teukenjax.planner.memory import PHASES, capacity, memory
-from teukenjax.planner.optimizer import Optimizer
 from teukenjax.planner.plans import Plans
-from teukenjax.planner.shape import Shape
-from teukenjax.planner.software import software
-from teukenjax.planner.step_time import Setting
 from teukenjax.sharding import STRATEGIES
 from teukenjax.train.plan import abstract_program, bytes_per_device
-
-
-def setting_of(recipe, hardware: str = "h100-sxm") -> Setting:
-    shape, optimizer = Shape.of(recipe.model), Optimizer.of(recipe.optimizer)
-    return Setting(shape, named(hardware), software("teukenjax"), optimizer)
 
 
 def plan_of(strategy: str, devices: int = 8, **columns) -> Plans:
@@ -30,7 +20,7 @@ def plan_of(strategy: str, devices: int = 8, **columns) -> Plans:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "scion"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_what_rests_is_what_the_abstract_state_holds(strategy, optimizer, small):
+def test_what_rests_is_what_the_abstract_state_holds(strategy, optimizer, small, setting_of):
     recipe = small(
         optimizer={"name": optimizer}, sharding={"strategy": strategy, **MESHES[strategy]}
     )

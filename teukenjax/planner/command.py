@@ -78,6 +78,11 @@ def plan(
     if out is not None:
         write_recipe(answer, out)
         console.print(f"{out}: the first plan as a recipe for teukenjax train")
+    if report is not None:
+        from teukenjax.planner.document import write_document
+
+        write_document(answer, request.budget, report)
+        console.print(f"{report}: the report")
 
 
 def predict_rows(console: Console, table: Path, out: Path | None) -> None:
