@@ -10,11 +10,12 @@ VERBS = {
     "shardings": {"recipe", "overrides", "devices"},
     "plan": {
         "recipe", "overrides", "hardware", "devices", "tokens", "sequence", "top", "out",
-        "compile_", "target_days", "mfu_floor", "table", "report",
+        "compile_", "target_days", "mfu_floor", "ablate", "table", "report",
     },
     "eval": {"run", "text", "out", "batch_tokens"},
     "generate": {"run", "prompt", "tokens", "temperature", "top_k", "top_p", "seed"},
     "export": {"run", "out", "dtype"},
+    "bench calibrate": {"out"},
     "data prepare": {
         "text", "out", "train_tokenizer", "tokenizer", "holdout", "text_field", "language_field",
         "max_broken", "threads",
@@ -54,8 +55,9 @@ def recipe(tmp_path):
 def test_the_surface_grows_only_on_purpose():
     group = typer.main.get_command(cli.app)
     commands = dict(group.commands)
-    nested = commands.pop("data")
-    commands |= {f"data {name}": command for name, command in nested.commands.items()}
+    for outer in ("data", "bench"):
+        nested = commands.pop(outer).commands
+        commands |= {f"{outer} {name}": command for name, command in nested.items()}
     found = {name: {p.name for p in command.params} for name, command in commands.items()}
     assert found == VERBS
 

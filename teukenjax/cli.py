@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Text in, token stores out.", no_args_is_help=True)
 app.add_typer(data, name="data")
+bench = typer.Typer(help="Measures this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")]
 Overrides = Annotated[
@@ -93,6 +95,9 @@ def plan(
     mfu_floor: Annotated[
         float, typer.Option(help="With --target-days: for the largest model.")
     ] = 0.4,
+    ablate: Annotated[
+        Path | None, typer.Option(help="Run all strategies on the devices here; a folder to make.")
+    ] = None,
     table: Annotated[
         Path | None, typer.Option(help="Predict the rows of a CSV file into --out.")
     ] = None,
@@ -111,6 +116,8 @@ def plan(
     )
     if table is not None:
         command.predict_rows(_console(), table, out)
+    elif ablate is not None:
+        command.run_ablation(_console(), request, ablate)
     elif target_days is not None:
         command.inverse_questions(_console(), request, target_days=target_days, mfu_floor=mfu_floor)
     else:
@@ -207,6 +214,18 @@ def prepare(
         progress=_console().is_terminal,
     )
     print_store(_console(), store)
+
+
+@bench.command()
+def calibrate(
+    out: Annotated[Path, typer.Option(help="A file of configs/hardware/profiles to write.")],
+) -> None:
+    """Time products, attention, copies and collectives; `plan` then uses what was measured."""
+    from teukenjax.planner import calibrate as bench_
+
+    profile = bench_.calibrate()
+    bench_.show(_console(), profile)
+    bench_.write(profile, out)
 
 
 def _console():

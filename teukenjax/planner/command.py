@@ -10,8 +10,10 @@ from teukenjax.errors import UserError
 from teukenjax.hardware import named
 from teukenjax.planner import inverse
 from teukenjax.planner.memory import capacity
+from teukenjax.planner.profile import calibrated, profile_of
 from teukenjax.planner.report import GIB, print_answer
 from teukenjax.planner.search import Answer, Question, recipe_of, search
+from teukenjax.planner.software import software
 from teukenjax.planner.table import errors, mape, predict_table
 from teukenjax.recipe import Recipe, load, to_yaml, validate
 from teukenjax.run import write_atomically
@@ -30,12 +32,16 @@ class Request:
     sequences: tuple[int, ...]
 
     def question(self) -> Question:
-        """Read and checked.
+        """Read and checked; with a profile of that hardware, if there is one, applied.
 
         Raises:
           UserError: for a mistake in the recipe, or unknown hardware.
         """
-        return Question(self._load(), named(self.hardware), self.devices, self.sequences)
+        hw, constants = named(self.hardware), software("teukenjax")
+        profile = profile_of(hw)
+        if profile is not None:
+            hw, constants = calibrated(hw, constants, profile)
+        return Question(self._load(), hw, self.devices, self.sequences, constants)
 
     @property
     def budget(self) -> float:
@@ -98,6 +104,18 @@ def predict_rows(console: Console, table: Path, out: Path | None) -> None:
         console.print(
             f"mean absolute error of tokens/s on {len(measured)} measured rows: {found:.1%}"
         )
+
+
+def run_ablation(console: Console, request: Request, out: Path) -> None:
+    """Every strategy × remat × micro-batch on the devices here: a table, a CSV, a picture."""
+    from teukenjax.planner.ablation import ablate, table, write
+
+    if request.recipe is None:
+        raise UserError("--ablate needs RECIPE")
+    rows = ablate(request.recipe, request.overrides)
+    write(rows, out)
+    console.print(table(rows))
+    console.print(f"{out}: ablation.csv, ablation.png")
 
 
 def write_recipe(answer: Answer, out: Path) -> Recipe:

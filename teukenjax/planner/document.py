@@ -92,7 +92,7 @@ def _origin(question: Question) -> str:
         "<p>All throughputs, days and memory sizes are <b>predicted</b>. On "
         f"{len(found.seconds)} of our own steps, measured on one H200, the model is off by "
         f"{mape(found.seconds):.1%} in time and {mape(found.temporary):.1%} in temporary memory on "
-        f"average. Hardware numbers are those of {html.escape(question.hw.name)} in configs/hardware; "
+        f"average. Hardware numbers are those of configs/hardware for {question.hw.name}; "
         f"{question.hw.node.devices} devices a node, NVLink "
         f"{question.hw.node.fast_gb_per_s:g} GB/s per device, network "
         f"{question.hw.node.network_gb_per_s:g} GB/s per node.</p>"

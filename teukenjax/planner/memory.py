@@ -5,9 +5,9 @@ step needs beside them peaks in one of four phases:
 
     embed      kept activations, and the states of all tokens of the group, where tokens travel
     loss       the sum of gradients, kept activations, logits, the table's gradient
-    backward   the sum and all of a micro-batch's gradients, kept activations, one layer's
-               working set, its gathered weights and its gradient before reduction
-    update     gradients while they are added up, or updates while they are gathered
+    backward   the sum and all of a micro-batch's gradients, a second one of a tied table, kept
+               activations, one layer's working set, its gathered weights and unreduced gradient
+    update     updates while they are gathered
 
 Source: derived; what the phases hold was read from compiled programs, and is compared with them in
 tests/planner/test_compiled.py and BUILD_NOTES.md.
@@ -24,7 +24,7 @@ from teukenjax.planner.step_time import Setting
 PHASES = {
     "embed": ("sum", "gradients", "kept", "states"),
     "loss": ("sum", "kept", "logits", "table"),
-    "backward": ("sum", "gradients", "kept", "layer", "gathered"),
+    "backward": ("sum", "gradients", "second", "kept", "layer", "gathered"),
     "update": ("updates",),
 }
 RESTING = ("parameters", "moments", "reserve")
@@ -46,7 +46,8 @@ class Memory:
       table: gradient of the output table.
       layer: one layer's backward working set.
       gathered: weights of layers in flight, and a layer's gradients before they are reduced.
-      updates: copies of gradients while they are added up, or updates while they are gathered.
+      second: gradient of a tied table's embedding, before it is added to that of its head.
+      updates: of leaves, while they are gathered.
     """
 
     parameters: np.ndarray
@@ -60,6 +61,7 @@ class Memory:
     table: np.ndarray
     layer: np.ndarray
     gathered: np.ndarray
+    second: np.ndarray
     updates: np.ndarray
 
     def of_phase(self, phase: str) -> np.ndarray:
@@ -109,7 +111,8 @@ def memory(plans: Plans, setting: Setting, *, head_chunk: int) -> Memory:
         table=table,
         layer=E * constants.layer_widths * 2.0 * shape.width,
         gathered=_gathered(plans, setting),
-        updates=_updates(plans, setting, owned, summed),
+        second=_second(plans, setting),
+        updates=_updates(plans, setting),
     )
 
 
@@ -153,14 +156,18 @@ def _gathered(plans: Plans, setting: Setting) -> np.ndarray:
     return np.where(split, 4.0 * unit + tables, 2.0 * unit) + reduced
 
 
-def _updates(plans: Plans, setting: Setting, owned: np.ndarray, summed: np.ndarray) -> np.ndarray:
-    """Adding up on several devices copies the sum once; zero2 gathers an MLP's updates together.
+def _second(plans: Plans, setting: Setting) -> np.ndarray:
+    """4·V·D of a tied table on several devices, split as gradients are; alone, it is added to."""
+    shape, constants = setting.shape, setting.software
+    twice = constants.table_stays & shape.tied & (plans.devices > 1)
+    return np.where(twice, 4.0 * shape.vocab * shape.width / plans.shards("gradients"), 0.0)
+
+
+def _updates(plans: Plans, setting: Setting) -> np.ndarray:
+    """An MLP's updates, 4·L·3·D·F, which zero2 gathers together.
 
     Source: read from compiled programs of our step; other software's is not known and left out.
     """
-    if not setting.software.separate_sum:
-        return np.zeros(len(plans))
-    several = (plans.accumulation > 1) & (plans.shards("gradients") > 1)
-    copies = np.where(several, owned * (2.0 + summed), 0.0)
     leaves = 4.0 * setting.shape.layers * setting.shape.mlp_weights
-    return np.where(plans.strategy == NAMES.index("zero2"), owned + leaves, copies)
+    ours = plans.strategy == NAMES.index("zero2")
+    return np.where(ours & setting.software.table_stays, leaves, 0.0)

@@ -17,7 +17,7 @@ from teukenjax.planner.plans import NAMES, Plans
 from teukenjax.planner.predict import Prediction, doubled, predict
 from teukenjax.planner.remat import POLICIES
 from teukenjax.planner.shape import Shape
-from teukenjax.planner.software import software
+from teukenjax.planner.software import Software, software
 from teukenjax.planner.step_time import Setting
 from teukenjax.recipe import Recipe
 from teukenjax.sharding import STRATEGIES
@@ -40,12 +40,13 @@ class Question:
     hw: Hardware
     devices: int
     sequences: tuple[int, ...] = ()  # lengths to try; none: the recipe's
+    constants: Software = dataclasses.field(default_factory=lambda: software("teukenjax"))
 
     @property
     def setting(self) -> Setting:
-        """For our own train step."""
+        """What its plans have in common."""
         shape, optimizer = Shape.of(self.recipe.model), Optimizer.of(self.recipe.optimizer)
-        return Setting(shape, self.hw, software("teukenjax"), optimizer)
+        return Setting(shape, self.hw, self.constants, optimizer)
 
     def on(self, **changes) -> "Question":
         """The same question with other hardware, devices or sequences."""

@@ -163,7 +163,8 @@ def _volumes(plans: Plans, setting: Setting):
         ddp, zero1     all-reduce of gradients over fsdp and replica
         zero2          reduce-scatter over fsdp, all-reduce of the pieces over replica
         fsdp, …        all-gather forward, backward and for recomputed weights, reduce-scatter
-        tensor         all-reduce of [E, D] twice a layer forward, twice back, once recomputed
+        tensor         all-reduce of [E, D] twice a layer forward, twice back, once recomputed;
+                       and of the table's states, 8·n·E·D bytes
         table          if split and staying: tokens gathered for the head, their gradients
                        scattered, and the embedding's the other way: (2·2 + 4 + 2)·n·E·D bytes;
                        if split and gathered, as a layer; if whole, the gradients of embedding
@@ -191,4 +192,5 @@ def _volumes(plans: Plans, setting: Setting):
     over_replica = 2.0 * pieces
     passes = 4.0 + (remats.matmul > 0)
     over_tensor = 2.0 * passes * shape.layers * 2.0 * plans.tokens * shape.width
+    over_tensor = over_tensor + 2.0 * 8.0 * states * software.table_stays
     return over_fsdp, over_replica, over_tensor
