@@ -5,18 +5,15 @@ import html
 import io
 from pathlib import Path
 
-import numpy as np
-from matplotlib.figure import Figure
-
 from teukenjax.errors import UserError
 from teukenjax.planner.bounds import bounds
-from teukenjax.planner.inverse import counts, days
+from teukenjax.planner.figures import cluster_figure, plane_figure, sweep_figure
+from teukenjax.planner.inverse import days
 from teukenjax.planner.own import own_errors
 from teukenjax.planner.plans import NAMES
-from teukenjax.planner.predict import doubled
 from teukenjax.planner.remat import POLICIES
 from teukenjax.planner.report import GIB
-from teukenjax.planner.search import Answer, Question, search, what_if
+from teukenjax.planner.search import Answer, Question, what_if
 from teukenjax.planner.table import mape
 from teukenjax.run import write_atomically
 
@@ -48,6 +45,10 @@ def write_document(answer: Answer, tokens: float, out: Path) -> None:
             _picture(cluster_figure(question, tokens)),
             "<h2>What the network and the sequence length do</h2>",
             _picture(sweep_figure(question)),
+            "<h2>Memory against bandwidth</h2>",
+            "<p>What binds the best plan if the device had other memory and other fabrics; the "
+            "star is the device as it is, lines are MFU.</p>",
+            _picture(plane_figure(question)),
             "<h2>How these numbers were got</h2>",
             _origin(question),
         )
@@ -108,59 +109,3 @@ def _picture(figure) -> str:
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110)
     return f'<img src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">'
-
-
-def _axes(columns: int):
-    figure = Figure(figsize=(5 * columns, 3.6), layout="constrained")
-    return figure, figure.subplots(1, columns)
-
-
-def cluster_figure(question: Question, tokens: float):
-    """Days and MFU against the number of devices."""
-    sizes, found = [], []
-    for count in counts(question):
-        answer = _answer(question.on(devices=count))
-        if answer is not None:
-            sizes.append(count)
-            found.append(answer)
-    figure, (left, right) = _axes(2)
-    left.loglog(sizes, [days(answer, tokens) for answer in found], "o-")
-    left.set(xlabel="devices", ylabel=f"days for {tokens:.3g} tokens, predicted")
-    right.semilogx(sizes, [100 * best_mfu(answer) for answer in found], "o-")
-    right.set(xlabel="devices", ylabel="MFU, %, predicted")
-    return figure
-
-
-def sweep_figure(question: Question):
-    """MFU against the network and against the sequence length, batch tokens kept."""
-    figure, (left, right) = _axes(2)
-    factors = 2.0 ** np.arange(-6, 3)
-    networks = [doubled(question.hw, ("network_gb_per_s",), float(f)) for f in factors]
-    points = [(hw.node.network_gb_per_s, _answer(question.on(hw=hw))) for hw in networks]
-    left.semilogx(*_points(points), "o-")
-    left.set(xlabel="network, GB/s per node", ylabel="MFU, %, predicted")
-    context = question.recipe.model.context
-    lengths = [context * 2**k // 8 for k in range(9)]
-    points = [(n, _answer(question.on(sequences=(n,)))) for n in lengths]
-    right.semilogx(*_points(points), "o-")
-    right.set(xlabel="sequence, tokens", ylabel="MFU, %, predicted")
-    return figure
-
-
-def _points(pairs) -> tuple[list[float], list[float]]:
-    found = [(x, 100 * best_mfu(answer)) for x, answer in pairs if answer is not None]
-    return [x for x, _ in found], [y for _, y in found]
-
-
-def best_mfu(answer: Answer) -> float:
-    """Of the best plan."""
-    return float(answer.prediction.mfu[answer.best[0]])
-
-
-def _answer(question: Question) -> Answer | None:
-    """The answer if there is a plan that fits."""
-    try:
-        answer = search(question)
-    except UserError:
-        return None  # the batch does not divide
-    return answer if len(answer.best) else None

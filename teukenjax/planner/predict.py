@@ -48,6 +48,10 @@ class Prediction:
         """FLOPs of products and attention that are run, again or not, over the same peak."""
         return self.time.hardware_flops / self.time.total / (self.setting.hw.bf16_tflops * 1e12)
 
+    def on(self, plans: Plans) -> StepTime:
+        """The time that other plans would take in the same setting."""
+        return step_time(plans, self.setting)
+
     def roofs(self) -> dict[str, np.ndarray]:
         """By how much doubling each resource would raise throughput; latency is halved.
 

@@ -2,7 +2,8 @@
 
 A row names GPU, model, sequence, GPUs, micro-batch, accumulation, sharding and checkpointing in the
 columns of ``published/mosaic_h100.csv``. A model is one of MosaicML's, or its dimensions in columns
-of their own. What a row does not say is not guessed from its throughput.
+of their own. What a row does not say is not guessed from its throughput; precision is taken for
+bf16, whatever the row says.
 """
 
 import csv
