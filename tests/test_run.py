@@ -37,7 +37,7 @@ def begun(make_recipe, tokenizer):
     """The recipe of a run that has saved a checkpoint."""
     recipe = make_recipe()
     RunDirectory(recipe).adopt(recipe, tokenizer)
-    (recipe.out / "checkpoints").mkdir()
+    (recipe.out / "checkpoints/5").mkdir(parents=True)
     return recipe
 
 
@@ -69,6 +69,7 @@ def test_the_rest_may_change_and_is_told(begun, make_recipe, tokenizer):
 def test_before_the_first_checkpoint_everything_may_change(make_recipe, tokenizer):
     recipe = make_recipe()
     RunDirectory(recipe).adopt(recipe, tokenizer)
+    (recipe.out / "checkpoints").mkdir()  # a run has it from its start on
     recipe = make_recipe(seed=8)
     assert RunDirectory(recipe).adopt(recipe, tokenizer) == {"seed": (42, 8)}
 
@@ -100,5 +101,6 @@ def test_find_refuses_what_is_no_run(tmp_path, begun):
         find(tmp_path / "nowhere")
     with pytest.raises(UserError, match="not a run directory"):
         find(tmp_path)
+    (begun.out / "checkpoints/5").rmdir()
     with pytest.raises(UserError, match="no checkpoint yet"):
         find(begun.out)
