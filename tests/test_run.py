@@ -74,10 +74,12 @@ def test_before_the_first_checkpoint_everything_may_change(make_recipe, tokenize
     assert RunDirectory(recipe).adopt(recipe, tokenizer) == {"seed": (42, 8)}
 
 
-def test_another_tokenizer_is_refused(begun):
-    other = train_tokenizer(["one tall text about bread and rivers"] * 3, vocab_size=534)
+@pytest.mark.parametrize("size", [534, 533])
+def test_another_tokenizer_is_refused(begun, make_recipe, size):
+    other = train_tokenizer(["one tall text about bread and rivers"] * 3, vocab_size=size)
+    recipe = make_recipe(model=MODEL | {"vocab_size": size})
     with pytest.raises(UserError, match=r"tokenizer .* differs from the run's"):
-        RunDirectory(begun).adopt(begun, other)
+        RunDirectory(recipe).adopt(recipe, other)
 
 
 def test_a_directory_with_other_things_in_it_is_refused(make_recipe):

@@ -84,6 +84,7 @@ class RunDirectory:
         Raises:
           UserError: when something changed that cannot, or the tokenizer is another one.
         """
+        self._adopt_tokenizer(tokenizer)  # before the keys: it is what a changed vocab_size means
         old = flatten(load(self._recipe))
         new = flatten(recipe)
         changed = {
@@ -99,7 +100,6 @@ class RunDirectory:
                 f"{self.path}: {refused[0]} was {was} when the run began and cannot become {now}: "
                 f"choose another out, or set it back"
             )
-        self._adopt_tokenizer(tokenizer)
         write_atomically(self._recipe, to_yaml(recipe))
         return changed
 
