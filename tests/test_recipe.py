@@ -88,11 +88,10 @@ def test_key_of_the_other_optimizer_is_unknown(small):
         ("schedule.1.shape=flat", "input should be 'constant', 'linear' or 'cosine'"),
         ("optimizer.beta2=.nan", "unknown key 'optimizer.beta2'"),
         ("optimizer.learning_rate=.nan", "input should be greater than 0"),
-        ("optimizer.name=adam", "'adamw', 'scion'"),
-        (
-            "optimizer={nesterov: true}",
-            "key 'optimizer' is {\"nesterov\": true}: unable to extract",
-        ),
+        ("seed=4294967296", "key 'seed' is 4294967296: input should be less than 4294967296"),
+        ("optimizer.name=adam", "key 'optimizer.name' is \"adam\": did you mean 'adamw'?"),
+        ("optimizer.name=sgd", "key 'optimizer.name' is \"sgd\": allowed: adamw, scion"),
+        ("optimizer={nesterov: true}", "key 'optimizer.name' is missing: allowed: adamw, scion"),
     ],
 )
 def test_wrong_value_is_named_with_its_key_and_what_is_allowed(small, override, expected):
@@ -209,6 +208,13 @@ def test_file_that_is_not_utf8_is_refused(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_bytes("prompt: Málta".encode("latin-1"))
     assert complaint(path) == f"{path}: cannot be read: not UTF-8 text"
+
+
+@pytest.mark.parametrize("text", ["prompt: \0", "prompt: &loop [*loop]"])
+def test_junk_and_cycles_are_one_line(write, text):
+    message = complaint(write(text))
+    assert message.startswith(str(write(text)))
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("broken", ["steps: [1", "steps: 1\nsteps: 2", "steps: a: b"])

@@ -3,7 +3,6 @@
 Imports are inside the verbs so that help and mistakes answer at once, without loading JAX.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -69,21 +68,20 @@ def evaluate(
     run: RunPath,
     text: Annotated[Path, typer.Option("--data", help="A file or directory of documents.")],
     out: Annotated[
-        Path | None, typer.Option("--json", help="Where to write the scores as JSON.")
+        Path | None, typer.Option("--json", help="Default: RUN/eval-TEXT-STEP.json.")
     ] = None,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one batch.")] = 32_768,
 ) -> None:
     """Bits per byte of each language of a text: a table, and JSON."""
-    from teukenjax.evaluate.text import print_scores, score_text
-    from teukenjax.run import load_run, write_atomically
+    from teukenjax.evaluate.text import print_scores, score_text, write_scores
+    from teukenjax.run import load_run
 
     loaded = load_run(run)
     scores = score_text(loaded, text, batch_tokens=batch_tokens)
     print_scores(_console(), scores)
-    rows = {language: score.as_dict() for language, score in scores.items()}
-    if out is not None:
-        content = {"step": loaded.step, "data": str(text), "languages": rows}
-        write_atomically(out, json.dumps(content, indent=1))
+    out = out or loaded.path / f"eval-{text.resolve().stem}-{loaded.step}.json"
+    write_scores(loaded, text, scores, out)
+    _console().print(f"{out}: the same as JSON", highlight=False)
 
 
 @app.command()

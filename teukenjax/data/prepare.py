@@ -29,7 +29,7 @@ from teukenjax.data.store import Split, TokenStore
 from teukenjax.data.tokenizer import Tokenizer, split_sentences
 from teukenjax.data.tokenizer import train_tokenizer as train
 from teukenjax.data.writer import StoreWriter, refuse_existing
-from teukenjax.errors import UserError
+from teukenjax.errors import UserError, disk_errors
 
 SAMPLE = Path(__file__).parent / "sample"
 BATCH_CHARACTERS = 1 << 22  # encoded together: enough to keep many threads busy
@@ -67,11 +67,13 @@ def prepare(
 
     Raises:
       UserError: for options that contradict, missing or damaged files, too many broken lines,
-        an ``out`` that exists, or no documents at all.
+        an ``out`` that exists or cannot be written, or no documents at all.
     """
     out, every = Path(out), _period(holdout)
     if (train_tokenizer is None) == (tokenizer is None):
         raise UserError("give either train_tokenizer (a vocabulary size) or tokenizer (a file)")
+    if not 0 <= max_broken <= 1:
+        raise UserError(f"max_broken={max_broken}: a share from 0 to 1 is allowed")
     refuse_existing(out)
     files = find_files(SAMPLE if text == "sample" else text)
     new_reader = partial(
@@ -89,7 +91,7 @@ def prepare(
             sample = _sample(_split(documents, every), tokenizer_bytes_per_language)
             bar.add_task("training the tokenizer", total=None)
             model = train(sample, vocab_size=train_tokenizer)
-        with StoreWriter(out, model) as writer:
+        with disk_errors(out), StoreWriter(out, model) as writer:
             reader = new_reader(on_reject=writer.reject)
             documents = _documents(reader, bar, "encoding")
             _encode(_split(documents, every), writer, model, threads or os.cpu_count())

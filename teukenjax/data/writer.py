@@ -1,10 +1,11 @@
 """Writing a token store: documents come one batch at a time, arrays grow by whole shards."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,6 @@ class StoreWriter:
         self._partial = self._path.with_name(self._path.name + ".partial")
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
-        tokenizer.save(self._partial / "tokenizer.model")
 
     def __enter__(self) -> "StoreWriter":
         return self
@@ -81,6 +81,7 @@ class StoreWriter:
         self, *, sources: Iterable[Path] = (), lines: int = 0, holdout: float = 0.0
     ) -> "TokenStore":
         """Completes the store, gives it its name and opens it."""
+        self._tokenizer.save(self._partial / "tokenizer.model")
         splits: dict[Split, dict[str, Counts]] = {"train": {}, "valid": {}}
         for (split, language), stream in sorted(self._streams.items()):
             splits[split][language] = stream.close()
@@ -134,7 +135,8 @@ class _Growing:
     """A flat array on disk that is appended to, in whole shards until the last."""
 
     def __init__(self, path: Path, dtype: str):
-        self._array = ts.open(spec(path) | _layout(dtype), create=True).result()
+        with _as_oserror():
+            self._array = ts.open(spec(path) | _layout(dtype), create=True).result()
         self._written = self._held = 0
         self._buffer: list[np.ndarray] = []
 
@@ -152,9 +154,18 @@ class _Growing:
             return
         values = np.concatenate(self._buffer)
         end = self._written + count
-        self._array = self._array.resize(exclusive_max=[end]).result()
-        self._array[self._written : end].write(values[:count]).result()
+        with _as_oserror():
+            self._array = self._array.resize(exclusive_max=[end]).result()
+            self._array[self._written : end].write(values[:count]).result()
         self._buffer, self._held, self._written = [values[count:]], len(values) - count, end
+
+
+@contextlib.contextmanager
+def _as_oserror() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:  # what TensorStore raises for everything
+        raise OSError(str(error).split(" [")[0]) from None
 
 
 def _layout(dtype: str) -> dict[str, Any]:

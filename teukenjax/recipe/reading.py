@@ -18,6 +18,8 @@ from ruamel.yaml.error import YAMLError
 from teukenjax.errors import UserError, nearest
 from teukenjax.recipe.schema import AdamWConfig, Recipe, ScionConfig, Section
 
+OPTIMIZERS = {"adamw": AdamWConfig, "scion": ScionConfig}
+
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Reads the recipe at ``path``, applies ``key.subkey=value`` overrides, checks everything.
@@ -38,10 +40,14 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recip
 
 def validate[S: Section](section: type[S], values: dict[str, Any], origin: str) -> S:
     """Checks plain ``values`` against ``section``; ``origin`` names them in errors."""
+    # By way of JSON, where a list may become a tuple and a string a path, and nothing else.
+    # YAML's dates become strings: out=2026-01-31 is a name.
     try:
-        # By way of JSON, where a list may become a tuple and a string a path, and nothing else.
-        # YAML's dates become strings: out=2026-01-31 is a name.
-        return section.model_validate_json(json.dumps(values, default=str))
+        text = json.dumps(values, default=str)
+    except ValueError:  # json's word for a cycle
+        raise UserError(f"{origin}: an alias stands for a part that contains it") from None
+    try:
+        return section.model_validate_json(text)
     except pydantic.ValidationError as error:
         raise UserError(f"{origin}: {_explain(error, section)}") from None
 
@@ -56,7 +62,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"{path}: {where}{getattr(error, 'problem', None) or error}") from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{path}: {where}{problem}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of keys to values, found {values!r:.60}")
     return values
@@ -144,13 +151,18 @@ def _explain(error: pydantic.ValidationError, section: type[Section]) -> str:
     """The first complaint, in one line with the dotted key."""
     first = error.errors(include_url=False)[0]
     # Unions put the variant's name or its type into the location; neither is a key.
-    location = [str(part) for part in first["loc"] if part not in ("adamw", "scion")]
+    location = [str(part) for part in first["loc"] if part not in OPTIMIZERS]
     location = [part for part in location if "[" not in part]
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
         return f"unknown key '{key}': {nearest(location[-1], _keys_at(section, first['loc'][:-1]))}"
     if first["type"] == "missing":
         return f"key '{key}' is missing"
+    if first["type"] == "union_tag_invalid":  # the one union is told apart by its name
+        given = first["ctx"]["tag"]
+        return f"key '{key}.name' is \"{given}\": {nearest(given, OPTIMIZERS)}"
+    if first["type"] == "union_tag_not_found":
+        return f"key '{key}.name' is missing: allowed: {', '.join(OPTIMIZERS)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {message}" if key else message
@@ -160,10 +172,9 @@ def _explain(error: pydantic.ValidationError, section: type[Section]) -> str:
 
 def _keys_at(section: type[Section], location: tuple) -> set[str]:
     """The keys that are allowed at a location of the recipe."""
-    variants = {"adamw": AdamWConfig, "scion": ScionConfig}
     for part in location:
-        if part in variants:
-            section = variants[part]
+        if part in OPTIMIZERS:
+            section = OPTIMIZERS[part]
         elif isinstance(part, str):
             section = _section_of(section.model_fields[part].annotation) or section
     return set(section.model_fields)

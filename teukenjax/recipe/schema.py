@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what a key of JAX takes
 
 
 class Section(BaseModel):
@@ -180,7 +180,7 @@ class Recipe(Section):
 
     out: Path  # the run directory; a run found there is resumed
     steps: PositiveInt
-    seed: Count = 42
+    seed: Seed = 42
     model: ModelConfig
     data: DataConfig
     batch: BatchConfig

@@ -20,7 +20,7 @@ from teukenjax.data.mixture import Mixture
 from teukenjax.data.prepare import prepare
 from teukenjax.data.store import TokenStore
 from teukenjax.data.tokenizer import Tokenizer
-from teukenjax.errors import UserError
+from teukenjax.errors import UserError, disk_errors
 from teukenjax.evaluate import Evaluator, mean
 from teukenjax.hardware import find_hardware, mfu
 from teukenjax.infer import Generator, Sampling
@@ -78,6 +78,11 @@ class Run:
                 state = self._steps(state, first)
                 self._save(state, self.recipe.steps)
                 self._evaluate(state, self.recipe.steps)
+        except KeyboardInterrupt:
+            self.checkpoints.wait()
+            step = self.checkpoints.latest() or 0
+            self.console.print(f"stopped: the same command goes on from step {step}")
+            raise
         finally:
             self.checkpoints.close()
             self.log.close()
@@ -199,11 +204,12 @@ class Run:
 
 def train(recipe: Recipe, console: Console) -> Path:
     """Trains, and leaves checkpoints, metrics, scores and a loss curve in ``recipe.out``."""
-    run = Run(recipe, console)
-    run.train()
-    path = run.directory.path
-    rows = read_metrics(run.directory.metrics)
-    plot_loss(rows, path / "loss.png")
+    with disk_errors(recipe.out):
+        run = Run(recipe, console)
+        run.train()
+        path = run.directory.path
+        rows = read_metrics(run.directory.metrics)
+        plot_loss(rows, path / "loss.png")
     print_evaluations(console, run.directory.evaluations())
     if recipe.prompt is not None:
         loaded = load_run(path, devices=jax.devices()[:1])
