@@ -45,8 +45,10 @@ HEAD_DIM = 32
 FORMS = {
     "tied": ((), "{name: scion}"),
     "untied": (
-        ("model.tied=false", "model.norms=everywhere", "model.norm_gain=false")
-        + ("model.init=boundary",),
+        (
+            *("model.tied=false", "model.init=boundary"),
+            *("model.norms=everywhere", "model.norm_gain=false"),
+        ),
         "{name: scion, preset: untied, constrained: false}",
     ),
 }
