@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from teukenjax.data.prepare import SAMPLE, prepare
-from teukenjax.optim import lmo
+from teukenjax.optim import lmo, sharded
 from teukenjax.recipe import Recipe, validate
 
 LANGUAGES = ("de", "el", "en", "mt")
@@ -65,3 +65,4 @@ def exact_newton_schulz(monkeypatch):
     """Newton–Schulz in fp32: bf16 would carry a last-bit difference of two meshes into 2⁻⁸."""
     fp32 = functools.partial(lmo.newton_schulz, dtype=jnp.float32)
     monkeypatch.setattr(lmo, "newton_schulz", fp32)
+    monkeypatch.setattr(sharded, "TRAVELS_AS", jnp.float32)

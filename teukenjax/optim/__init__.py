@@ -1,14 +1,16 @@
 """Optimizers: Scion and AdamW by recipe, their schedules, and the maps beneath."""
 
 from teukenjax.optim.build import build_optimizer
-from teukenjax.optim.leaf import LeafSpec
+from teukenjax.optim.leaf import LeafSpec, match_specs
 from teukenjax.optim.orthogonalise import newton_schulz
 from teukenjax.optim.schedules import schedule
-from teukenjax.optim.scion import scale_by_scion, scion
+from teukenjax.optim.scion import light_start, scale_by_scion, scion
 
 __all__ = [
     "LeafSpec",
     "build_optimizer",
+    "light_start",
+    "match_specs",
     "newton_schulz",
     "scale_by_scion",
     "schedule",

@@ -1,14 +1,24 @@
 """From the recipe's optimizer section to an optax transformation."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import optax
 
-from teukenjax.optim.scion import Specs, scion
+from teukenjax.optim.leaf import Specs
+from teukenjax.optim.scion import light_start, scion
 from teukenjax.recipe import AdamWConfig, RoleValues, ScionConfig
 
 
 def build_optimizer(
-    config: AdamWConfig | ScionConfig, learning_rate: optax.Schedule, specs: Specs
+    config: AdamWConfig | ScionConfig,
+    learning_rate: optax.Schedule,
+    specs: Specs,
+    *,
+    shardings: Any = None,
+    update_shardings: Any = None,
 ) -> optax.GradientTransformation:
     """The optimizer that the recipe describes, clipping included.
 
@@ -16,15 +26,28 @@ def build_optimizer(
       config: the section. Its ``learning_rate`` is not read here: the schedule contains it.
       learning_rate: as made by ``schedules.schedule``.
       specs: a pytree shaped like the parameters, of ``LeafSpec``.
+      shardings: where the moments rest, and
+      update_shardings: where the updates go; see ``scale_by_scion``.
 
     Raises:
       UserError: for an unknown name of Newton–Schulz coefficients.
     """
-    build = _adamw if isinstance(config, AdamWConfig) else _scion
-    optimizer = build(config, learning_rate, specs)
+    if isinstance(config, AdamWConfig):
+        optimizer = _adamw(config, learning_rate, specs)
+    else:
+        optimizer = _scion(config, learning_rate, specs, shardings, update_shardings)
     if config.clip_norm is None:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+
+
+def gradient_start(
+    config: AdamWConfig | ScionConfig,
+) -> Callable[[optax.OptState, optax.Params], optax.Updates]:
+    """Where the sum of a step's gradients starts: at fp32 zeros, or at light Scion's momentum."""
+    if isinstance(config, ScionConfig) and config.light:
+        return lambda opt_state, params: light_start(opt_state, config.momentum)
+    return lambda opt_state, params: jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
 
 
 def _adamw(config: AdamWConfig, learning_rate: optax.Schedule, specs: Specs):
@@ -44,7 +67,7 @@ def _adamw(config: AdamWConfig, learning_rate: optax.Schedule, specs: Specs):
     )
 
 
-def _scion(config: ScionConfig, learning_rate: optax.Schedule, specs: Specs):
+def _scion(config: ScionConfig, learning_rate, specs: Specs, shardings, update_shardings):
     return scion(
         learning_rate,
         specs,
@@ -58,6 +81,10 @@ def _scion(config: ScionConfig, learning_rate: optax.Schedule, specs: Specs):
         epsilon=config.epsilon,
         coefficients=config.coefficients,
         iterations=config.iterations,
+        method=config.method,
+        light=config.light,
+        shardings=shardings,
+        update_shardings=update_shardings,
     )
 
 

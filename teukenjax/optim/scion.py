@@ -30,15 +30,16 @@ arXiv 2502.07529; Filatov et al., "Optimal Scaling Needs Optimal Norm", arXiv 25
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from teukenjax.errors import UserError, nearest
-from teukenjax.optim.leaf import LeafSpec, Role, Specs, map_leaves
+from teukenjax.optim.leaf import LeafSpec, Role, Specs, check_specs, map_leaves
 from teukenjax.optim.lmo import BiasRMS, ColNorm, OperatorNorm, RowNorm, Sign, Spectral
+from teukenjax.optim.steepest import steepest
 
 # ρ by preset and role; see ``scion`` for where they come from.
 RADIUS: dict[str, dict[Role, float]] = {
@@ -48,7 +49,12 @@ RADIUS: dict[str, dict[Role, float]] = {
 
 
 def preset_norms(
-    preset: str, *, epsilon: float = 1e-8, coefficients: str = "kj", iterations: int = 5
+    preset: str,
+    *,
+    epsilon: float = 1e-8,
+    coefficients: str = "kj",
+    iterations: int | None = None,
+    method: Literal["standard", "gram"] = "standard",
 ) -> dict[Role, OperatorNorm]:
     """The norm of each role: tied Sign → Spectral → Sign, untied ColNorm → Spectral → RowNorm.
 
@@ -57,7 +63,9 @@ def preset_norms(
     """
     if preset not in RADIUS:
         raise UserError(f"preset='{preset}': {nearest(preset, RADIUS)}")
-    spectral = Spectral(epsilon=epsilon, coefficients=coefficients, iterations=iterations)
+    spectral = Spectral(
+        epsilon=epsilon, coefficients=coefficients, iterations=iterations, method=method
+    )
     if preset == "tied":
         ends = {"input": Sign(normalised=False), "output": Sign()}
     else:
@@ -79,11 +87,18 @@ def scale_by_scion(
     multiplier: Mapping[Role, float],
     momentum: float = 0.9,
     nesterov: bool = False,
+    light: bool = False,
+    shardings: Any = None,
+    update_shardings: Any = None,
 ) -> optax.GradientTransformation:
     """Replaces gradients g by −m ρ map(d), ready to be scaled by a learning rate and added.
 
     d ← β d + (1 − β) g, from d = 0. There is no bias correction: the maps ignore the length of d
     (up to ε). With ``nesterov`` they see β d + (1 − β) g of the new d.
+
+    The light form has no buffer beside the gradient: the sum of a step's gradients starts at
+    ``light_start`` instead of zero, so that d ← β d + g is already done when it gets here. Its d
+    is 1/(1 − β) times as long, which the maps ignore.
 
     Args:
       specs: a pytree shaped like the parameters, of ``LeafSpec``.
@@ -93,18 +108,32 @@ def scale_by_scion(
       momentum: β, the weight of the past; the authors' ``momentum`` is α = 1 − β. Without it
         there is no buffer. The buffer, and so the update, has the parameters' dtype.
       nesterov: look one gradient ahead; an addition of Disco's, not in the paper.
+      light: take the gradients for β d + g, and keep them.
+      shardings: where the leaves of d rest: a pytree of ``NamedSharding`` on one mesh, such as
+        ``jax.tree.map(lambda x: x.sharding, params)``. With it matrices are orthogonalised whole,
+        each on one device (``sharded``); without it the compiler decides how.
+      update_shardings: where the updates go, if elsewhere: the same with fewer mesh axes.
 
     Returns:
       A transformation with ``ScaleByScionState``. Leaves that are None or masked pass through.
 
     Raises:
-      ValueError: at init and update, for a spec that does not fit its leaf, by the leaf's path.
+      UserError: for nesterov or no momentum in the light form.
+      ValueError: here, for a spec that is wrong by itself; at init and update, for one that does
+        not fit its leaf, by the leaf's path.
     """
+    check_specs(specs)
+    if light and (nesterov or not momentum):
+        raise UserError(
+            f"light with momentum={momentum}, nesterov={nesterov}: needs plain momentum"
+        )
 
-    def step(spec: LeafSpec, d):
-        size = multiplier[spec.role] * radius[spec.role]
-        mapped = norms[spec.role].map(spec.to_matrices(d))
-        return spec.from_matrices(-size * mapped, d.shape)
+    def norm_of(spec: LeafSpec) -> OperatorNorm:
+        return spec.norm or norms[spec.role]
+
+    def scaled(spec: LeafSpec, mapped):
+        rho = radius[spec.role] if spec.radius is None else spec.radius
+        return -(_rate(spec, multiplier) * rho) * mapped
 
     def init(params):
         zeros = map_leaves(lambda _, leaf: jnp.zeros_like(leaf), specs, params)
@@ -113,14 +142,27 @@ def scale_by_scion(
     def update(updates, state, params=None):
         del params
         seen, buffer = updates, None
-        if momentum:
+        if light:
+            buffer = updates
+        elif momentum:
             seen = buffer = _average(momentum, state.momentum, updates)
             if nesterov:
                 seen = _average(momentum, buffer, updates)
         with jax.named_scope("scion"):
-            return map_leaves(step, specs, seen), ScaleByScionState(buffer)
+            directions = steepest(specs, norm_of, seen, shardings, update_shardings)
+            return map_leaves(scaled, specs, directions), ScaleByScionState(buffer)
 
     return optax.GradientTransformation(init, update)
+
+
+def light_start(opt_state: optax.OptState, momentum: float) -> optax.Updates:
+    """β d: where the sum of the next step's gradients starts in the light form.
+
+    Args:
+      opt_state: of an optimizer that contains ``scale_by_scion(..., light=True)``.
+      momentum: β, as given to it.
+    """
+    return jax.tree.map(lambda d: momentum * d, optax.tree.get(opt_state, "momentum"))
 
 
 def scion(
@@ -136,7 +178,11 @@ def scion(
     multiplier: Mapping[str, float] | None = None,
     epsilon: float = 1e-8,
     coefficients: str = "kj",
-    iterations: int = 5,
+    iterations: int | None = None,
+    method: Literal["standard", "gram"] = "standard",
+    light: bool = False,
+    shardings: Any = None,
+    update_shardings: Any = None,
 ) -> optax.GradientTransformation:
     """The whole optimizer: direction, decay and learning rate.
 
@@ -174,18 +220,28 @@ def scion(
       multiplier: of the learning rate, decay included, for some roles; 1 for the others.
       epsilon: added to every norm that divides. A row of a large table may have a gradient below
         1e-8; then this must be smaller ("Optimal Norm" takes 1e-20).
-      coefficients: of Newton–Schulz, see ``orthogonalise``.
-      iterations: of Newton–Schulz.
+      coefficients: of Newton–Schulz, see ``coefficients``.
+      iterations: of Newton–Schulz; None: as many as the set of coefficients has.
+      method: of Newton–Schulz, see ``Spectral``.
+      light: see ``scale_by_scion``.
+      shardings: see ``scale_by_scion``.
+      update_shardings: see ``scale_by_scion``.
 
     Raises:
-      UserError: for an unknown preset, role or name of coefficients, or for a decay of the
-        constrained form, which has its own.
-      ValueError: for a spec that does not fit its leaf, and for an update without params where
-        there is decay.
+      UserError: for an unknown preset, role or name of coefficients, a radius or multiplier that
+        is not positive, or for a decay of the constrained form, which has its own.
+      ValueError: for a spec that is wrong or does not fit its leaf, and for an update without
+        params where there is decay.
     """
     if constrained and weight_decay:
         raise UserError(f"weight_decay={weight_decay}: the constrained form has its own decay")
-    norms = preset_norms(preset, epsilon=epsilon, coefficients=coefficients, iterations=iterations)
+    norms = preset_norms(
+        preset,
+        epsilon=epsilon,
+        coefficients=coefficients,
+        iterations=iterations,
+        method=method,
+    )
     multiplier = _override("multiplier", dict.fromkeys(norms, 1.0), multiplier)
     return optax.chain(
         scale_by_scion(
@@ -195,6 +251,9 @@ def scion(
             multiplier=multiplier,
             momentum=momentum,
             nesterov=nesterov,
+            light=light,
+            shardings=shardings,
+            update_shardings=update_shardings,
         ),
         _shrink(specs, multiplier, decay=1.0 if constrained else weight_decay),
         optax.scale_by_learning_rate(learning_rate, flip_sign=False),
@@ -209,7 +268,7 @@ def _shrink(
     def shrink(spec: LeafSpec, update, weight):
         if spec.role == "gain":
             return update
-        return update - (multiplier[spec.role] * decay * weight).astype(update.dtype)
+        return update - (_rate(spec, multiplier) * decay * weight).astype(update.dtype)
 
     def update(updates, params):
         if params is None:
@@ -217,6 +276,11 @@ def _shrink(
         return map_leaves(shrink, specs, updates, params)
 
     return optax.stateless(update) if decay else optax.identity()
+
+
+def _rate(spec: LeafSpec, multiplier: Mapping[Role, float]) -> float:
+    """The leaf's factor of the learning rate."""
+    return multiplier[spec.role] if spec.multiplier is None else spec.multiplier
 
 
 def _average(weight: float, past: optax.Updates, new: optax.Updates) -> optax.Updates:
@@ -231,4 +295,6 @@ def _override(
     for role in given:
         if role not in default:
             raise UserError(f"{name}.{role}: unknown role: {nearest(role, default)}")
+        if not given[role] > 0:
+            raise UserError(f"{name}.{role}={given[role]}: must be positive")
     return {**default, **given}

@@ -100,6 +100,7 @@ class ScionConfig(Section):
     learning_rate: PositiveFloat = 2**-12
     momentum: Share = 0.9  # β; the paper's α is 1 − β
     nesterov: bool = False
+    light: bool = False  # the momentum is the accumulator of gradients: one buffer less
     constrained: bool = True
     weight_decay: Annotated[float, Field(ge=0)] = 0.0  # decoupled; unconstrained form only
     preset: Literal["tied", "untied"] = "tied"
@@ -107,13 +108,20 @@ class ScionConfig(Section):
     multiplier: RoleValues = RoleValues()  # of the learning rate; default: 1
     epsilon: PositiveFloat = 1e-8
     coefficients: str = "kj"  # Newton–Schulz
-    iterations: PositiveInt = 5
+    iterations: PositiveInt | None = None  # none: as many as the set of coefficients has
+    method: Literal["standard", "gram"] = "standard"  # gram is cheaper for oblong matrices
     clip_norm: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _decay_fits(self):
         if self.constrained and self.weight_decay:
             raise ValueError("weight_decay needs constrained=false: the constrained form decays")
+        return self
+
+    @model_validator(mode="after")
+    def _light_fits(self):
+        if self.light and (self.nesterov or not self.momentum or self.clip_norm is not None):
+            raise ValueError("light needs momentum > 0, nesterov=false and clip_norm=null")
         return self
 
 

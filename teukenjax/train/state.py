@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Int
 
 from teukenjax.model import Functional, leaf_spec
-from teukenjax.optim.build import build_optimizer
+from teukenjax.optim.build import build_optimizer, gradient_start
 from teukenjax.optim.schedules import schedule
 from teukenjax.recipe import Recipe
 from teukenjax.run import concrete
@@ -28,6 +28,21 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
+class Placement(NamedTuple):
+    """Where what is shaped like the parameters lives: trees of ``NamedSharding``."""
+
+    params: Any
+    gradients: Any  # after their reduction, and while they are accumulated
+    moments: Any
+
+    @classmethod
+    def of(cls, model: Functional, layout: Layout) -> "Placement":
+        """By the strategy's row of the sharding table; raises as ``tree_shardings``."""
+        row = layout.row
+        rules = (row.parameters, row.gradients, row.optimizer)
+        return cls(*(tree_shardings(layout, model.specs, model.abstract, rule) for rule in rules))
+
+
 class Program:
     """A recipe on a mesh: model, optimizer and where their state lives. Holds no arrays."""
 
@@ -38,19 +53,21 @@ class Program:
         self.learning_rate = schedule(
             recipe.schedule, learning_rate=recipe.optimizer.learning_rate, steps=recipe.steps
         )
+        self.placed = Placement.of(self.model, layout)
         leaves = jax.tree.map(leaf_spec, self.model.specs, is_leaf=_is_spec)
         self.optimizer: optax.GradientTransformation = build_optimizer(
-            recipe.optimizer, self.learning_rate, leaves
+            recipe.optimizer,
+            self.learning_rate,
+            leaves,
+            shardings=self.placed.moments,
+            update_shardings=self.placed.params,
         )
+        self.gradient_start = gradient_start(recipe.optimizer)
 
     @functools.cached_property
     def shardings(self) -> TrainState:
         """The placement of each array of the state."""
-        row = self.layout.row
-        specs, shapes = self.model.specs, self.model.abstract
-        params = tree_shardings(self.layout, specs, shapes, row.parameters)
-        moments = tree_shardings(self.layout, specs, shapes, row.optimizer)
-        whole = self.layout.replicated()
+        whole, shapes = self.layout.replicated(), self.model.abstract
         structure = jax.tree.structure(shapes)
 
         def is_moment(node) -> bool:
@@ -59,17 +76,11 @@ class Program:
         # Parts of the optimizer's state that look like the parameters are placed by the table's
         # optimizer row; what is left are scalars.
         opt_state = jax.tree.map(
-            lambda node: moments if is_moment(node) else whole,
+            lambda node: self.placed.moments if is_moment(node) else whole,
             jax.eval_shape(self.optimizer.init, shapes),
             is_leaf=is_moment,
         )
-        return TrainState(whole, params, opt_state)
-
-    @functools.cached_property
-    def gradient_shardings(self) -> Any:
-        """The placement of gradients after their reduction."""
-        row = self.layout.row
-        return tree_shardings(self.layout, self.model.specs, self.model.abstract, row.gradients)
+        return TrainState(whole, self.placed.params, opt_state)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:

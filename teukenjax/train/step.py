@@ -28,7 +28,8 @@ def make_train_step(program: Program) -> Callable[[TrainState, Array], tuple[Tra
 
     def train_step(state: TrainState, tokens: Int[Array, "A B S1"]):
         """One update from one global batch."""
-        loss, grads = accumulate(loss_fn, state.params, tokens, program.gradient_shardings)
+        start = program.gradient_start(state.opt_state, state.params)
+        loss, grads = accumulate(loss_fn, state.params, tokens, start, program.placed.gradients)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
@@ -54,22 +55,22 @@ def batch_sharding(layout: Layout) -> jax.sharding.NamedSharding:
     return layout.batch(leading=1, trailing=1)
 
 
-def accumulate(loss_fn, params, micro_batches: Int[Array, "A B S1"], placement):
-    """Mean loss and mean gradients over micro-batches, gradients summed in fp32.
+def accumulate(loss_fn, params, micro_batches: Int[Array, "A B S1"], start, placement):
+    """Mean loss of the micro-batches, and ``start`` plus the mean of their gradients.
 
     Args:
       loss_fn: (params, micro-batch) → scalar.
       params: parameters.
       micro_batches: A micro-batches.
+      start: fp32 arrays like the parameters.
       placement: of the gradients between micro-batches: a tree of shardings.
     """
 
     def add(total, tokens):
-        loss_and_grads = jax.value_and_grad(loss_fn)(params, tokens)
-        total = jax.tree.map(jnp.add, total, loss_and_grads)
-        return (total[0], jax.lax.with_sharding_constraint(total[1], placement)), None
+        loss, grads = jax.value_and_grad(loss_fn)(params, tokens)
+        grads = jax.tree.map(lambda sum_, g: sum_ + g / len(micro_batches), total[1], grads)
+        return (total[0] + loss, jax.lax.with_sharding_constraint(grads, placement)), None
 
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    zeros = jax.lax.with_sharding_constraint(zeros, placement)
-    total, _ = jax.lax.scan(add, (jnp.zeros(()), zeros), micro_batches)
-    return jax.tree.map(lambda x: x / micro_batches.shape[0], total)
+    start = jax.lax.with_sharding_constraint(start, placement)
+    (loss, grads), _ = jax.lax.scan(add, (jnp.zeros(()), start), micro_batches)
+    return loss / len(micro_batches), grads
