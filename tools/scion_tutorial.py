@@ -27,6 +27,7 @@ class Model(nnx.Module):
         self.head = nnx.Linear(WIDTH, characters, use_bias=False, rngs=rngs)
 
     def __call__(self, x):
+        """Scores [batch, characters] of what follows x [batch, CONTEXT]."""
         return self.head(self.norm(nnx.gelu(self.mix(self.embed(x)))))
 
 
@@ -37,7 +38,7 @@ windows = jnp.stack([ids[i : i + CONTEXT + 1] for i in range(len(ids) - CONTEXT)
 
 model = Model(len(letters), nnx.Rngs(0))
 specs = match_specs(  # the first pattern found in a parameter's path decides
-    nnx.state(model, nnx.Param),
+    nnx.as_pure(nnx.state(model, nnx.Param)),
     {
         "embed": LeafSpec("input", fan_in=(0,), fan_out=(1,)),
         "mix.*kernel": LeafSpec("hidden", fan_in=(0, 1), fan_out=(2,)),  # a map of 8 · WIDTH
@@ -45,9 +46,10 @@ specs = match_specs(  # the first pattern found in a parameter's path decides
         "head": LeafSpec("output", fan_in=(0,), fan_out=(1,)),
     },
 )
-rate = optax.linear_schedule(0.1, 0.0, STEPS)  # steps do not shrink with the gradient: the rate must
-scion_of_mine = scion(rate, specs, preset="untied", constrained=False)
-optimizer = nnx.Optimizer(model, scion_of_mine, wrt=nnx.Param)
+# Steps do not shrink with the gradient, so the learning rate has to.
+rate = optax.linear_schedule(0.1, 0.0, STEPS)
+transform = scion(rate, specs, preset="untied", constrained=False)
+optimizer = nnx.Optimizer(model, transform, wrt=nnx.Param)
 
 
 @nnx.jit

@@ -117,7 +117,7 @@ def train_all(
 
 def best(rates: np.ndarray, losses: np.ndarray) -> float:
     """log2 of the best learning rate: the lowest point of a parabola through the best three."""
-    x, i = np.log2(rates), int(np.nanargmin(losses))
+    x, i = np.log2(rates), int(np.argmin(losses))
     around = slice(i - 1, i + 2)
     if i in (0, len(x) - 1) or not np.isfinite(losses[around]).all():
         return float(x[i])
@@ -135,12 +135,12 @@ def plot(results: dict[tuple[str, int], np.ndarray], grids: dict[str, np.ndarray
         for (name, width), losses in results.items():
             if name == optimizer:
                 (line,) = axis.plot(rates, losses, label=f"width {width}", linewidth=1)
-                lowest = np.nanargmin(losses)
+                lowest = np.argmin(losses)
                 axis.plot(rates[lowest], losses[lowest], "o", color=line.get_color())
         axis.set_xscale("log", base=2)
         axis.set(title=optimizer, xlabel="learning rate")
         axis.grid(alpha=0.3)
-    lowest = min(np.nanmin(losses) for losses in results.values())
+    lowest = min(losses.min() for losses in results.values())
     axes[0].set(ylabel="loss (nats per token)", ylim=(lowest - 0.05, lowest + 2))
     axes[0].legend()
     figure.tight_layout()
@@ -181,10 +181,10 @@ def main(
             program = Program(recipe, layout, platform=jax.devices()[0].platform)
             curves = np.asarray(train_all(program, jnp.asarray(rates, jnp.float32), tokens))
             losses = curves[:, -max(steps // 10, 1) :].mean(1)
-            results[optimizer, width] = np.where(losses < curves[:, 0], losses, np.nan)
+            results[optimizer, width] = losses = np.where(np.isnan(losses), np.inf, losses)
             console.print(
-                f"{optimizer} width {width}: best loss {np.nanmin(losses):.3f} "
-                f"at 2^{best(rates, results[optimizer, width]):.2f}"
+                f"{optimizer} width {width}: best loss {losses.min():.3f} "
+                f"at 2^{best(rates, losses):.2f}"
             )
     with (out / "losses.csv").open("w", newline="") as file:
         writer = csv.writer(file)
