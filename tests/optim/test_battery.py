@@ -12,6 +12,7 @@ from golden import gaussian
 
 from teukenjax.optim import LeafSpec, build_optimizer, newton_schulz, scion
 from teukenjax.optim.lmo import Spectral
+from teukenjax.optim.scion import preset_norms
 from teukenjax.recipe import AdamWConfig
 
 SPECS = {
@@ -119,6 +120,36 @@ def test_small_network_learns(make):
     optimizer = make(optax.linear_schedule(0.03, 0.0, 200), SPECS)
     end = descend(optimizer, lambda params: loss(params, tokens), start, 200)
     assert loss(end, tokens) < 0.1 < 2.0 < loss(start, tokens)
+
+
+# How far weights go when the gradient does not turn.
+
+
+@pytest.mark.parametrize("role", ["input", "output", "gain"])
+def test_growth_is_at_most_the_sum_of_the_steps(role):
+    """‖W_k‖ <= ‖W_0‖ + η ρ k without decay, and equal from zero: growth is ballistic."""
+    spec, norm, weight = one_matrix(role)
+    optimizer = scion(0.5, spec, preset="untied", constrained=False)
+    loss = functools.partial(jnp.vdot, weight)
+    from_zero = descend(optimizer, loss, jnp.zeros_like(weight), 20)
+    np.testing.assert_allclose(norm.norm(from_zero), 0.5 * 20, rtol=1e-5)
+    start = norm.boundary_init(jax.random.key(0), weight.shape)
+    assert norm.norm(descend(optimizer, loss, start, 20)) <= norm.norm(start) + 0.5 * 20 + 1e-4
+
+
+@pytest.mark.parametrize("role", ["input", "output"])
+def test_decay_holds_the_norm_at_radius_over_decay(role):
+    spec, norm, weight = one_matrix(role)
+    optimizer = scion(0.1, spec, preset="untied", constrained=False, weight_decay=0.5)
+    end = descend(optimizer, lambda w: jnp.vdot(weight, w), 5 * weight, 400)
+    np.testing.assert_allclose(norm.norm(end), 1 / 0.5, rtol=1e-4)
+
+
+def one_matrix(role):
+    """A spec, its norm in the untied preset, and a matrix to go along."""
+    fan_in = () if role == "gain" else (0,)
+    norm = preset_norms("untied")[role]
+    return LeafSpec(role, fan_in, (0, 1) if role == "gain" else (1,)), norm, gaussian(6, 4)
 
 
 # Transformations around it.
