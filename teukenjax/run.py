@@ -41,6 +41,8 @@ FIXED = (
     "optimizer.name",
     "optimizer.momentum",
 )
+# These may change their value, but a part of the saved state is there only with one.
+OPTIONAL = ("telemetry.every",)
 
 
 class RunDirectory:
@@ -91,6 +93,7 @@ class RunDirectory:
             if old.get(key) != new.get(key)
         }
         refused = [key for fixed in FIXED for key in changed if key.startswith(fixed)]
+        refused += [key for key in OPTIONAL if None in changed.get(key, ())]
         if refused and (self.path / FOLDER).is_dir():
             was, now = changed[refused[0]]
             raise UserError(

@@ -5,12 +5,16 @@ from teukenjax.optim.leaf import LeafSpec
 from teukenjax.optim.orthogonalise import newton_schulz
 from teukenjax.optim.schedules import schedule
 from teukenjax.optim.scion import scale_by_scion, scion
+from teukenjax.optim.telemetry import by_role, read_norms, track_norms
 
 __all__ = [
     "LeafSpec",
     "build_optimizer",
+    "by_role",
     "newton_schulz",
+    "read_norms",
     "scale_by_scion",
     "schedule",
     "scion",
+    "track_norms",
 ]

@@ -4,24 +4,33 @@ import jax
 import optax
 
 from teukenjax.optim.scion import Specs, scion
-from teukenjax.recipe import AdamWConfig, RoleValues, ScionConfig
+from teukenjax.optim.telemetry import track_norms
+from teukenjax.recipe import AdamWConfig, RoleValues, ScionConfig, TelemetryConfig
+
+NEVER = TelemetryConfig(every=None)
 
 
 def build_optimizer(
-    config: AdamWConfig | ScionConfig, learning_rate: optax.Schedule, specs: Specs
+    config: AdamWConfig | ScionConfig,
+    learning_rate: optax.Schedule,
+    specs: Specs,
+    telemetry: TelemetryConfig = NEVER,
 ) -> optax.GradientTransformation:
-    """The optimizer that the recipe describes, clipping included.
+    """The optimizer that the recipe describes, clipping and telemetry included.
 
     Args:
       config: the section. Its ``learning_rate`` is not read here: the schedule contains it.
       learning_rate: as made by ``schedules.schedule``.
       specs: a pytree shaped like the parameters, of ``LeafSpec``.
+      telemetry: the section; the default measures nothing.
 
     Raises:
       UserError: for an unknown name of Newton–Schulz coefficients.
     """
     build = _adamw if isinstance(config, AdamWConfig) else _scion
     optimizer = build(config, learning_rate, specs)
+    if telemetry.every is not None:
+        optimizer = _tracked(optimizer, config, learning_rate, specs, telemetry.every)
     if config.clip_norm is None:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
@@ -59,6 +68,14 @@ def _scion(config: ScionConfig, learning_rate: optax.Schedule, specs: Specs):
         coefficients=config.coefficients,
         iterations=config.iterations,
     )
+
+
+def _tracked(optimizer, config, learning_rate: optax.Schedule, specs: Specs, every: int):
+    """AdamW steps in no norm ball, so it has no Frank–Wolfe gap."""
+    gap = {}
+    if isinstance(config, ScionConfig):
+        gap = {"learning_rate": learning_rate, "multiplier": _given(config.multiplier)}
+    return track_norms(optimizer, specs, every=every, **gap)
 
 
 def _given(values: RoleValues) -> dict[str, float]:
