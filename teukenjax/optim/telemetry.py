@@ -3,7 +3,7 @@
 What decides whether a learning rate transfers is the norm of a layer in its own geometry
 ("Optimal Scaling Needs Optimal Norm"), so it is worth a look every few steps. ``track_norms`` wraps
 any optimizer; on every n-th update it measures, under ``lax.cond``, so that there is one program
-and the other updates cost nothing. No matrix is decomposed, gathered or copied.
+and the other updates do nothing of the kind. No matrix is decomposed, gathered or copied.
 
     >>> import jax.numpy as jnp, optax
     >>> from teukenjax.optim import LeafSpec, by_role, read_norms, scion, track_norms
@@ -23,34 +23,10 @@ and the other updates cost nothing. No matrix is decomposed, gathered or copied.
     >>> sorted(by_role(norms, specs)["weight"]["hidden"])
     ['frobenius', 'rms_to_rms', 'rms_to_rms_residual', 'stable_rank']
 
-What is measured, for each matrix of each leaf, after the step; the update is what is added, with
-the learning rate in it. The norms are those of ``lmo``, in each leaf's own direction (fan-in to
-fan-out), padding rows of a table included.
-
-    hidden          rms_to_rms           √(d_in/d_out) σ, where σ <= σ_max is found by power
-                                         iteration from the vector of the last observation
-                    rms_to_rms_residual  √(d_in/d_out) r: ``singular`` says what it bounds
-                    frobenius            ‖W‖_F
-                    stable_rank          ‖W‖_F²/σ²; too high by twice σ's relative error
-    input, output   one_to_rms, rms_to_inf, sign, frobenius
-                    A tied table is an output; as an embedding its 1→RMS is rms_to_inf/D.
-    gain            rms
-
-The first observation starts from random vectors, the same in every run. An update that has little
-to do with the last one is a cold start every time, and a step of Scion has a flat spectrum: expect
-its σ 3 to 5 % low with 8 iterations, and weights, which move slowly, within 1 % after a few
-observations.
-
-The Frank–Wolfe gap of a leaf is how much the linearised loss could still fall within its ball,
-
-    max over ‖X‖ <= ρ of ⟨d, W − X⟩ = ⟨d, W⟩ + ρ‖d‖_dual = −⟨d, ΔW⟩/γ,
-
-for the constrained form, and ρ‖d‖_dual for the unconstrained one: no more than an inner product,
-with d the averaged gradient. The last equality takes the map to be exact. By Newton–Schulz the dual
-norm comes out lower: with kj by 4 % on spectra that fall off as i^-½ or i^-1, by 13 % on a square
-Gaussian matrix. The gap of a product of balls is the sum of theirs, so a role has the sum where it
-has the largest of every norm. With Nesterov the map saw another average than d, and the number is
-a lower bound. AdamW minimises over no ball and has no gap.
+``observe`` lists what is measured. The first observation starts from random vectors, the same in
+every run. An update that has little to do with the last one is a cold start every time, and a step
+of Scion has a flat spectrum: expect its σ 3 to 5 % low with 8 iterations, and weights, which move
+slowly, within 1 % after a few observations.
 
 Cost. Teuken-7B on one H100, estimated: 6.4e9 hidden weights, read 2 × 8 + 3 times as weights and
 as updates, are 0.98 TB or 0.3 s at 3.35 TB/s, beside 14.4 s of a step of 131k tokens: 2 % of the
@@ -71,18 +47,8 @@ from jaxtyping import Array, Int
 
 from teukenjax.errors import UserError, nearest
 from teukenjax.optim.leaf import LeafSpec, Role, Specs, map_leaves
-from teukenjax.optim.lmo import BiasRMS, ColNorm, RowNorm, Sign, Spectral
+from teukenjax.optim.observe import KINDS, MEASURES, column_count, observe
 from teukenjax.optim.orthogonalise import euclidean_norm
-from teukenjax.optim.singular import Singular, largest_singular
-
-KINDS = ("weight", "update")
-TABLE = ("one_to_rms", "rms_to_inf", "sign", "frobenius")
-MEASURES: Mapping[Role, tuple[str, ...]] = {
-    "hidden": ("rms_to_rms", "rms_to_rms_residual", "frobenius", "stable_rank"),
-    "input": TABLE,
-    "output": TABLE,
-    "gain": ("rms",),
-}
 
 
 class TrackNormsState(NamedTuple):
@@ -154,7 +120,7 @@ def track_norms(
             for name, leaf in _by_name(specs, *trees).items():
                 vectors[name], numbers[name] = jax.lax.cond(
                     done % every == 0,
-                    functools.partial(_observe, leaf.spec, iterations),
+                    functools.partial(observe, leaf.spec, iterations),
                     lambda vectors, numbers, *_: (vectors, numbers),
                     state.vectors.get(name),
                     state.numbers[name],
@@ -262,7 +228,7 @@ def _start(key: Array, leaf: _Leaf) -> Array:
 
 
 def _blank(leaf: _Leaf, *, gap: bool) -> Array:
-    columns = len(KINDS) * len(MEASURES[leaf.spec.role]) + gap
+    columns = column_count(leaf.spec.role, gap=gap)
     return jnp.full((*leaf.shape[:-2], columns), jnp.nan, jnp.float32)
 
 
@@ -270,41 +236,3 @@ def _averaged(gradients: optax.Updates, inner: optax.OptState) -> optax.Updates:
     """d, in the state after the update."""
     momentum = optax.tree.get(inner, "momentum")
     return gradients if momentum is None else momentum
-
-
-def _observe(spec: LeafSpec, iterations: int, vectors, numbers, arrays, step):
-    """The numbers of one leaf, and the vectors to go on from."""
-    weight, change, *average = (spec.to_matrices(x) for x in arrays)
-    if spec.role == "hidden":
-        columns, found = [], []
-        for matrices, start in zip((weight, change), vectors, strict=True):
-            singular = largest_singular(matrices, start, iterations=iterations)
-            columns += _of_hidden(matrices, singular)
-            found.append(singular.vector)
-        vectors = jnp.stack(found).astype(vectors.dtype)
-    else:
-        measure = _of_gain if spec.role == "gain" else _of_table
-        columns = [*measure(weight), *measure(change)]
-    if average:
-        columns.append(-jnp.sum(average[0] * change, axis=(-2, -1)) / step)
-    return vectors, jnp.stack(columns, axis=-1).astype(numbers.dtype)
-
-
-def _of_hidden(matrices, singular: Singular) -> list[Array]:
-    unit = Spectral().scale(matrices.shape)
-    frobenius, sigma = _frobenius(matrices), singular.value
-    rank = jnp.square(frobenius / jnp.where(sigma == 0, 1, sigma))
-    return [sigma / unit, singular.residual / unit, frobenius, rank]
-
-
-def _of_table(matrices) -> list[Array]:
-    norms = (ColNorm(), RowNorm(), Sign())
-    return [*(norm.norm(matrices) for norm in norms), _frobenius(matrices)]
-
-
-def _of_gain(matrices) -> list[Array]:
-    return [BiasRMS().norm(matrices)]
-
-
-def _frobenius(matrices) -> Array:
-    return euclidean_norm(matrices, axis=(-2, -1))[..., 0, 0]
