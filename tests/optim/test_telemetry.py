@@ -247,7 +247,7 @@ def test_scan_keeps_the_state_type(dtype):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 0}, "every=0, iterations=8: must be at least 1"),
+        ({"every": 0}, "every=0, iterations=16: must be at least 1"),
         ({"iterations": 0}, "iterations=0"),
         ({"multiplier": {"hiden": 1.0}}, r"multiplier\.hiden: unknown role: did you mean 'hidden'"),
     ],

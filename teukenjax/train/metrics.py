@@ -26,7 +26,9 @@ class MetricsLog:
     def write(self, row: dict) -> None:
         """One step's numbers; a value of None is unknown."""
         self._file.write(json.dumps(row) + "\n")
-        plain = ((f"train/{key}", x) for key, x in row.items() if not key.startswith("norm"))
+        plain = (
+            (f"train/{key}", x) for key, x in row.items() if not key.startswith(("norm/", "norms"))
+        )
         for tag, value in (*plain, *norm_scalars(row)):
             if tag != "train/step" and value is not None:
                 self._events.add_scalar(tag, value, row["step"])
