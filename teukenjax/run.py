@@ -42,6 +42,8 @@ FIXED = (
     "optimizer.name",
     "optimizer.momentum",
 )
+# These may change their value, but a part of the saved state is there only with one.
+OPTIONAL = ("telemetry.every",)
 
 
 class RunDirectory:
@@ -94,6 +96,7 @@ class RunDirectory:
         }
         refused = [key for fixed in FIXED for key in changed if key.startswith(fixed)]
         saved = any(path.name.isdigit() for path in (self.path / FOLDER).glob("*"))
+        refused += [key for key in OPTIONAL if None in changed.get(key, ())]
         if refused and saved:
             was, now = changed[refused[0]]
             raise UserError(

@@ -22,6 +22,7 @@ from teukenjax.recipe.schema import (
     ScionConfig,
     Section,
     ShardingConfig,
+    TelemetryConfig,
 )
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "ScionConfig",
     "Section",
     "ShardingConfig",
+    "TelemetryConfig",
     "digest",
     "flatten",
     "load",

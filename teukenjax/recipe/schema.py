@@ -175,6 +175,12 @@ class EvaluationConfig(Section):
     batch_tokens: PositiveInt = 32_768  # tokens of one evaluation batch
 
 
+class TelemetryConfig(Section):
+    """When the operator norms of weights and updates are measured (``optim.telemetry``)."""
+
+    every: PositiveInt | None = 20  # steps; none: never
+
+
 class Recipe(Section):
     """Everything that defines a run."""
 
@@ -190,6 +196,7 @@ class Recipe(Section):
     compute: ComputeConfig = ComputeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     prompt: str | None = None  # continued by the model when the run ends
     hardware: str | None = None  # a file of configs/hardware; none: recognised by device name
 

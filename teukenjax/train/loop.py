@@ -29,11 +29,12 @@ from teukenjax.recipe import Recipe, digest
 from teukenjax.run import RunDirectory, load_run
 from teukenjax.sharding import Layout, make_layout
 from teukenjax.train.metrics import MetricsLog, plot_loss, read_metrics
+from teukenjax.train.norms import norm_columns
 from teukenjax.train.plan import GIB, print_plan
 from teukenjax.train.progress import StepProgress
 from teukenjax.train.report import print_evaluations
 from teukenjax.train.state import Program, TrainState
-from teukenjax.train.step import batch_sharding, make_train_step
+from teukenjax.train.step import Metrics, batch_sharding, make_train_step
 
 
 class Run:
@@ -159,8 +160,9 @@ class Run:
         finally:
             loaded.close()
 
-    def _record(self, step: int, metrics: dict[str, jax.Array]) -> dict:
+    def _record(self, step: int, metrics: Metrics) -> dict:
         """Reads a step's numbers, which waits for the step; writes and returns them."""
+        norms = metrics.pop("norms")
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
         tokens_per_s = self.recipe.tokens_per_step / (now - self._finished_at)
@@ -173,6 +175,9 @@ class Run:
                 f"loss is {values['loss']} at step {step}: lower optimizer.learning_rate; "
                 f"checkpoints before it are kept in {self.checkpoints.folder}"
             )
+        every = self.recipe.telemetry.every
+        if every is not None and step % every == 0:
+            row |= norm_columns(norms, self.program.leaf_specs)
         self.log.write(row)
         return row
 

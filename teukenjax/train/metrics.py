@@ -8,6 +8,7 @@ import matplotlib
 from teukenjax.errors import UserError
 from teukenjax.run import write_atomically
 from teukenjax.train.events import Events
+from teukenjax.train.norms import norm_scalars
 
 PLOTTED = {"loss": "loss (nats per token)", "grad_norm": "gradient norm", "lr": "learning rate"}
 
@@ -26,9 +27,12 @@ class MetricsLog:
     def write(self, row: dict) -> None:
         """One step's numbers; a value of None is unknown."""
         self._file.write(json.dumps(row) + "\n")
-        for key, value in row.items():
-            if key != "step" and value is not None:
-                self._events.add_scalar(f"train/{key}", value, row["step"])
+        plain = (
+            (f"train/{key}", x) for key, x in row.items() if not key.startswith(("norm/", "norms"))
+        )
+        for tag, value in (*plain, *norm_scalars(row)):
+            if tag != "train/step" and value is not None:
+                self._events.add_scalar(tag, value, row["step"])
 
     def write_scores(self, step: int, scores: dict) -> None:
         """Bits per byte of each language as events."""
