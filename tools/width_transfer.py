@@ -17,7 +17,7 @@ learn something in a few dozen steps, not in thousands.
 import csv
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,23 +40,33 @@ from teukenjax.train.state import Program
 
 RECIPE = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 HEAD_DIM = 32
+Results = dict[tuple[str, int], np.ndarray]  # optimizer, width → loss by learning rate
 
-# Teuken's form with the tied preset, and that of "Optimal Scaling Needs Optimal Norm".
+
+class Form(NamedTuple):
+    """A model and the Scion that goes with it."""
+
+    model: tuple[str, ...]  # overrides of the recipe
+    scion: str  # its optimizer section
+    lowest: int  # log2 of the first learning rate of Scion's grid
+
+
 FORMS = {
-    "tied": ((), "{name: scion}"),
-    "untied": (
+    "tied": Form((), "{name: scion}", lowest=-15),  # Teuken's
+    "untied": Form(  # that of "Optimal Scaling Needs Optimal Norm", here with momentum
         (
             *("model.tied=false", "model.init=boundary"),
             *("model.norms=everywhere", "model.norm_gain=false"),
         ),
         "{name: scion, preset: untied, constrained: false}",
+        lowest=-7,
     ),
 }
 
 
 def recipe_of(form: str, optimizer: str, width: int, options: dict) -> Recipe:
     """The quickstart's recipe at another width, with a warm-up and a decay to zero."""
-    shape, scion = FORMS[form]
+    shape, scion, _ = FORMS[form]
     heads, steps = width // HEAD_DIM, options["steps"]
     phases = (
         f"[{{shape: linear, start: 0.0, steps: {max(steps // 10, 1)}}},"
@@ -115,6 +125,15 @@ def train_all(
     return jax.vmap(train)(rates)
 
 
+def last_losses(recipe: Recipe, rates: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Mean loss of the last tenth of the steps, by learning rate; infinite where it diverged."""
+    device = jax.devices()[0]
+    program = Program(recipe, make_layout(recipe.sharding, [device]), platform=device.platform)
+    curves = np.asarray(train_all(program, jnp.asarray(rates, jnp.float32), tokens))
+    losses = curves[:, -max(recipe.steps // 10, 1) :].mean(1)
+    return np.where(np.isnan(losses), np.inf, losses)
+
+
 def best(rates: np.ndarray, losses: np.ndarray) -> float:
     """log2 of the best learning rate: the lowest point of a parabola through the best three."""
     x, i = np.log2(rates), int(np.argmin(losses))
@@ -125,7 +144,17 @@ def best(rates: np.ndarray, losses: np.ndarray) -> float:
     return float(-b / (2 * a))
 
 
-def plot(results: dict[tuple[str, int], np.ndarray], grids: dict[str, np.ndarray], path: Path):
+def write(results: Results, grids: dict[str, np.ndarray], path: Path) -> None:
+    """One row a run."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("optimizer", "width", "learning_rate", "loss"))
+        for (optimizer, width), losses in results.items():
+            runs = zip(grids[optimizer], losses, strict=True)
+            writer.writerows((optimizer, width, rate, loss) for rate, loss in runs)
+
+
+def plot(results: Results, grids: dict[str, np.ndarray], path: Path) -> None:
     """One panel an optimizer, one line a width, a dot at each line's lowest point."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -153,7 +182,9 @@ def main(
     store: Annotated[Path | None, typer.Option(help="A token store; none: the sample.")] = None,
     form: Annotated[Literal["tied", "untied"], typer.Option(help="Of model and Scion.")] = "tied",
     widths: Annotated[list[int], typer.Option(help="Multiples of 32.")] = [64, 128, 256, 512],  # noqa: B006
-    scion_from: Annotated[int, typer.Option(help="log2 of Scion's lowest learning rate.")] = -15,
+    scion_from: Annotated[
+        int | None, typer.Option(help="log2 of Scion's lowest learning rate; none: by form.")
+    ] = None,
     adamw_from: Annotated[int, typer.Option(help="log2 of AdamW's lowest learning rate.")] = -13,
     count: Annotated[int, typer.Option(help="Learning rates, each twice the last.")] = 8,
     steps: Annotated[int, typer.Option(help="Optimizer steps of each run.")] = 250,
@@ -165,6 +196,7 @@ def main(
     console = Console(highlight=False)
     options = {"steps": steps, "batch": batch, "context": context, "dtype": dtype}
     options |= {"out": out, "store": store}
+    scion_from = FORMS[form].lowest if scion_from is None else scion_from
     grids = {
         name: 2.0 ** np.arange(lowest, lowest + count)
         for name, lowest in (("scion", scion_from), ("adamw", adamw_from))
@@ -177,23 +209,12 @@ def main(
     for optimizer, rates in grids.items():
         for width in widths:
             recipe = resolve(recipe_of(form, optimizer, width, options), opened.tokenizer())
-            layout = make_layout(recipe.sharding, jax.devices()[:1])
-            program = Program(recipe, layout, platform=jax.devices()[0].platform)
-            curves = np.asarray(train_all(program, jnp.asarray(rates, jnp.float32), tokens))
-            losses = curves[:, -max(steps // 10, 1) :].mean(1)
-            results[optimizer, width] = losses = np.where(np.isnan(losses), np.inf, losses)
+            results[optimizer, width] = losses = last_losses(recipe, rates, tokens)
             console.print(
                 f"{optimizer} width {width}: best loss {losses.min():.3f} "
                 f"at 2^{best(rates, losses):.2f}"
             )
-    with (out / "losses.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("optimizer", "width", "learning_rate", "loss"))
-        for (optimizer, width), losses in results.items():
-            writer.writerows(
-                (optimizer, width, rate, loss)
-                for rate, loss in zip(grids[optimizer], losses, strict=True)
-            )
+    write(results, grids, out / "losses.csv")
     plot(results, grids, out / "losses.png")
 
 
