@@ -13,6 +13,7 @@ import pytest
 from golden import gaussian
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from leaves import SHAPES, SPECS, random_tree
 from tiny import model_of, proxy_config, random_tokens
 
 from teukenjax.errors import UserError
@@ -21,32 +22,11 @@ from teukenjax.optim import LeafSpec, by_role, lmo, newton_schulz, read_norms, s
 from teukenjax.optim.orthogonalise import polar
 from teukenjax.sharding import WeightSpec
 
-SHAPES = {
-    "embedding": (24, 8),
-    "query": (2, 8, 4, 3),
-    "out": (2, 4, 3, 8),
-    "gain": (2, 8),
-    "head": (24, 8),
-}
-SPECS = {
-    "embedding": LeafSpec("input", (0,), (1,)),
-    "query": LeafSpec("hidden", (1,), (2, 3)),
-    "out": LeafSpec("hidden", (1, 2), (3,)),
-    "gain": LeafSpec("gain", (), (1,)),
-    "head": LeafSpec("output", (1,), (0,)),
-}
 RATE = 0.125
 CONVERGED = 300  # iterations that leave nothing but rounding on these sizes
 # Of Newton–Schulz with kj: the local maximum of its polynomial on [0, 1]. Singular values of
 # more than 0.0052 ‖G‖_F end below 1.14; smaller ones may be caught on their way over the hump.
 KJ_LARGEST = 1.2025
-
-
-def random_tree(seed, dtype=jnp.float32):
-    return {
-        name: gaussian(*shape, seed=10 * seed + i, dtype=dtype)
-        for i, (name, shape) in enumerate(SHAPES.items())
-    }
 
 
 def tracked_sgd(**options):
@@ -368,3 +348,36 @@ def test_early_norms_grow_as_the_bound_says(monkeypatch):
             if name.startswith("layers"):
                 start = residual if name.endswith(("output", "down")) else 1.0
                 assert (norms["rms_to_rms"] <= start + KJ_LARGEST * rate * k).all(), name
+
+
+def test_parts_of_a_fused_leaf_are_measured_apart():
+    w, g = gaussian(6, 12), gaussian(6, 12, seed=1)
+    plain, fused = (LeafSpec("hidden", (0,), (1,), parts=parts) for parts in ((), (8, 4)))
+
+    def measured(specs, params, gradient):
+        options = {"every": 1, "learning_rate": RATE, "iterations": CONVERGED}
+        optimizer = track_norms(optax.sgd(RATE), specs, **options)
+        _, state = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
+        return read_norms(state, specs)
+
+    together = measured({"w": fused}, {"w": w}, {"w": g})
+    apart = [{"w.0": x[:, :8], "w.1": x[:, 8:]} for x in (w, g)]
+    expected = measured({"w.0": plain, "w.1": plain}, *apart)
+    assert set(together["weight"]) == {"w.0", "w.1"}
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), together, expected
+    )
+
+
+def test_the_light_form_has_the_gap_of_the_full_one():
+    """With β = 1/2 and a first gradient g, the one buffer holds g/2 and the other g."""
+    specs = {"w": LeafSpec("hidden", (0,), (1,))}
+    params, gradient = {"w": gaussian(6, 12)}, {"w": gaussian(6, 12, seed=1)}
+    gaps = []
+    for light in (False, True):
+        inner = scion(RATE, specs, momentum=0.5, light=light, epsilon=1e-20)
+        average = 0.5 if light else 1.0
+        optimizer = track_norms(inner, specs, every=1, learning_rate=RATE, average=average)
+        _, state = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
+        gaps.append(read_norms(state, specs)["gap"]["w"])
+    np.testing.assert_allclose(*gaps, rtol=1e-4)
