@@ -1,5 +1,7 @@
 """The command line: what it offers, and how it answers mistakes."""
 
+import re
+
 import pytest
 import typer.main
 
@@ -15,6 +17,7 @@ VERBS = {
         "text", "out", "train_tokenizer", "tokenizer", "holdout", "text_field", "language_field",
         "max_broken", "threads",
     },
+    "data fingerprint": {"recipe", "overrides", "steps", "start", "processes"},
 }  # fmt: skip
 
 RECIPE = """
@@ -72,6 +75,15 @@ def test_shardings_need_no_devices_and_end_with_the_totals(call):
     assert out.splitlines()[-1].endswith(" bytes per device")
 
 
+def test_the_fingerprint_is_that_of_the_tokens_whatever_the_processes(call, recipe):
+    code, out, _ = call("data", "fingerprint", recipe, "--steps", 3, "--processes", 2)
+    assert code == 0
+    whole = out.splitlines()[-1]
+    assert re.fullmatch("[0-9a-f]{32}", whole)
+    assert call("data", "fingerprint", recipe, "--steps", 3)[1] == whole + "\n"
+    assert call("data", "fingerprint", recipe, "--steps", 2, "--start", 1)[1] != whole + "\n"
+
+
 MISTAKES = {
     "no such recipe": (["train", "{tmp}/none.yaml"], "none.yaml: cannot be read"),
     "unknown key": (["train", "{recipe}", "stesp=3"], "unknown key 'stesp': did you mean 'steps'?"),
@@ -85,6 +97,11 @@ MISTAKES = {
                               "100"], "100"),
     "unknown hardware": (["train", "{recipe}", "hardware=h100-smx"], "did you mean 'h100-sxm'?"),
     "cudnn on a cpu": (["train", "{recipe}", "compute.attention=cudnn"], "cannot run"),
+    "processes that do not divide": (["data", "fingerprint", "{recipe}", "--processes", "3"],
+                                     "processes=3: batch.sequences=8 is not a multiple"),
+    "packing that attention lacks": (["train", "{recipe}", "data.packing=best_fit"],
+                                     "attention does not take segments yet"),
+    "no such language": (["train", "{recipe}", "data.weights={{xx: 1.0}}"], "no language 'xx'"),
     "no such run": (["eval", "{tmp}/none", "--data", "{tmp}"], "{tmp}/none: no such run"),
     "not a run": (["generate", "{tmp}/empty", "--prompt", "x"], "not a run directory"),
     "not a mesh": (["shardings", "{recipe}", "sharding.fsdp=3", "--devices", "8"], "8 devices"),

@@ -156,6 +156,24 @@ def prepare(
     print_store(_console(), store)
 
 
+@data.command()
+def fingerprint(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="How many.")] = 50,
+    start: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    processes: Annotated[int, typer.Option(min=1, help="That share the reading.")] = 1,
+) -> None:
+    """Hash what RECIPE reads; equal hashes on two clusters mean equal tokens in equal order."""
+    from teukenjax.data.fingerprint import fingerprint as hashed
+    from teukenjax.data.prepare import open_store
+    from teukenjax.recipe import load
+
+    resolved = load(recipe, overrides or [])
+    store = open_store(resolved, _console())
+    print(hashed(resolved, store, start=start, steps=steps, processes=processes))
+
+
 def _console():
     from rich.console import Console
 

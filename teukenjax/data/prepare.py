@@ -30,6 +30,7 @@ from teukenjax.data.tokenizer import Tokenizer, split_sentences
 from teukenjax.data.tokenizer import train_tokenizer as train
 from teukenjax.data.writer import StoreWriter, refuse_existing
 from teukenjax.errors import UserError
+from teukenjax.recipe import Recipe
 
 SAMPLE = Path(__file__).parent / "sample"
 BATCH_CHARACTERS = 1 << 22  # encoded together: enough to keep many threads busy
@@ -94,6 +95,23 @@ def prepare(
             documents = _documents(reader, bar, "encoding")
             _encode(_split(documents, every), writer, model, threads or os.cpu_count())
             return writer.finish(sources=files, lines=reader.lines, holdout=holdout)
+
+
+def open_store(recipe: Recipe, console: Console) -> TokenStore:
+    """The recipe's token store; prepared from ``data.text`` when it is not there yet."""
+    data = recipe.data
+    path = data.store or recipe.out / "store"
+    if path.exists() or data.text is None:
+        return TokenStore.open(path)
+    console.print(f"preparing {path} from {data.text}", highlight=False)
+    return prepare(
+        data.text,
+        path,
+        train_tokenizer=data.train_tokenizer,
+        tokenizer=data.tokenizer,
+        holdout=data.holdout,
+        progress=console.is_terminal,
+    )
 
 
 def _period(holdout: float) -> int:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 import tensorstore as ts
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 from pydantic import BaseModel, ConfigDict
 
 from teukenjax.data.tokenizer import Tokenizer
@@ -126,6 +126,13 @@ class TokenStore:
         """The ids from ``start`` to before ``stop``; a UserError when they are damaged."""
         assert 0 <= start <= stop <= self.tokens(split, language)
         return self._read(split, language, "ids", start, stop).astype(np.int32)
+
+    def ends(self, split: Split, language: str) -> Int64[np.ndarray, " documents"]:
+        """Where each document ends in the ids, eod included."""
+        counts = self.manifest.splits[split].get(language)
+        if counts is None:
+            return np.empty(0, np.int64)
+        return self._read(split, language, "ends", 0, counts.documents)
 
     def documents(
         self, split: Split, language: str, limit: int

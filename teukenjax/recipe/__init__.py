@@ -14,6 +14,7 @@ from teukenjax.recipe.schema import (
     ComputeConfig,
     DataConfig,
     EvaluationConfig,
+    MixtureConfig,
     ModelConfig,
     PhaseConfig,
     PositiveFloat,
@@ -22,6 +23,7 @@ from teukenjax.recipe.schema import (
     ScionConfig,
     Section,
     ShardingConfig,
+    StageConfig,
 )
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "ComputeConfig",
     "DataConfig",
     "EvaluationConfig",
+    "MixtureConfig",
     "ModelConfig",
     "PhaseConfig",
     "PositiveFloat",
@@ -39,6 +42,7 @@ __all__ = [
     "ScionConfig",
     "Section",
     "ShardingConfig",
+    "StageConfig",
     "digest",
     "flatten",
     "load",
