@@ -14,9 +14,10 @@ VERBS = {
     "generate": {"run", "prompt", "tokens", "temperature", "top_k", "top_p", "seed"},
     "export": {"run", "out", "dtype"},
     "data prepare": {
-        "text", "out", "train_tokenizer", "tokenizer", "holdout", "text_field", "language_field",
-        "max_broken", "threads",
+        "text", "out", "train_tokenizer", "tokenizer", "append", "holdout", "text_field",
+        "language_field", "max_broken", "processes",
     },
+    "data verify": {"store"},
     "data fingerprint": {"recipe", "overrides", "steps", "start", "processes"},
 }  # fmt: skip
 
@@ -101,6 +102,9 @@ MISTAKES = {
                                      "processes=3: batch.sequences=8 is not a multiple"),
     "packing that attention lacks": (["train", "{recipe}", "data.packing=best_fit"],
                                      "attention does not take segments yet"),
+    "nothing to verify": (["data", "verify", "{tmp}/s"], "{tmp}/s: is not a token store"),
+    "nothing to append to": (["data", "prepare", "sample", "--out", "{tmp}/s", "--append"],
+                             "{tmp}/s: is not a token store"),
     "no such language": (["train", "{recipe}", "data.weights={{xx: 1.0}}"], "no language 'xx'"),
     "no such run": (["eval", "{tmp}/none", "--data", "{tmp}"], "{tmp}/none: no such run"),
     "not a run": (["generate", "{tmp}/empty", "--prompt", "x"], "not a run directory"),

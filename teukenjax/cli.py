@@ -126,18 +126,22 @@ def prepare(
     text: Annotated[
         str, typer.Argument(metavar="TEXT", help='A file, a directory, or "sample" (bundled).')
     ],
-    out: Annotated[Path, typer.Option(help="The token store to make.")],
+    out: Annotated[str, typer.Option(help="The token store to make: a path or a URL.")],
     train_tokenizer: Annotated[
         int | None, typer.Option(min=1, help="Train a tokenizer of this many pieces on TEXT.")
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Or use this sentencepiece model.")] = None,
-    holdout: Annotated[float, typer.Option(help="Share of documents kept for validation.")] = 0.01,
+    append: Annotated[bool, typer.Option("--append", help="Add TEXT to the store.")] = False,
+    holdout: Annotated[
+        float | None, typer.Option(help="Share of documents kept for validation; default 0.01.")
+    ] = None,
     text_field: Annotated[str, typer.Option(help="Of JSON and Parquet.")] = "text",
     language_field: Annotated[str, typer.Option(help="Falls back to the file's name.")] = "lang",
     max_broken: Annotated[float, typer.Option(help="Share of lines that may be broken.")] = 0.01,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
 ) -> None:
-    """Tokenise .jsonl, .jsonl.zst, .jsonl.gz, .parquet and .txt into a token store."""
+    """Tokenise text into a token store; a call that was killed goes on where it stopped."""
+    from teukenjax.data.documents import Fields
     from teukenjax.data.prepare import prepare as make
     from teukenjax.data.report import print_store
 
@@ -146,14 +150,25 @@ def prepare(
         out,
         train_tokenizer=train_tokenizer,
         tokenizer=tokenizer,
+        append=append,
         holdout=holdout,
-        text_field=text_field,
-        language_field=language_field,
+        fields=Fields(text=text_field, language=language_field),
         max_broken=max_broken,
-        threads=threads,
-        progress=_console().is_terminal,
+        processes=processes,
+        progress=sys.stderr.isatty(),
     )
     print_store(_console(), store)
+
+
+@data.command()
+def verify(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="A path or a URL.")],
+) -> None:
+    """Read all of a token store and compare it with its manifest."""
+    from teukenjax.data.verify import verify as check
+
+    tokens = check(store, progress=sys.stderr.isatty())
+    _console().print(f"{store}: {tokens:,} tokens are what was written", highlight=False)
 
 
 @data.command()

@@ -45,7 +45,7 @@ def row_digests(
     Stream.of(recipe, store)  # before any process starts: mistakes are said once
     share = recipe.batch.sequences // processes
     jobs = [
-        (recipe, str(store.path), start, range(number * share, (number + 1) * share))
+        (recipe, str(store.location), start, range(number * share, (number + 1) * share))
         for number in range(processes)
     ]
     # Not forked from this process, whose threads (JAX, TensorStore) would hang in the child, but

@@ -42,11 +42,17 @@ class Tokenizer:
     def load(cls, path: str | Path) -> "Tokenizer":
         """Reads a ``tokenizer.model``; a UserError when that is no SentencePiece model."""
         try:
-            return cls(Path(path).read_bytes())
+            return cls.parse(Path(path).read_bytes(), str(path))
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+    @classmethod
+    def parse(cls, model: bytes, origin: str) -> "Tokenizer":
+        """A model file's content as a tokenizer; ``origin`` names it in the UserError."""
+        try:
+            return cls(model)
         except RuntimeError:
-            raise UserError(f"{path}: is not a SentencePiece model") from None
+            raise UserError(f"{origin}: is not a SentencePiece model") from None
 
     def save(self, path: str | Path) -> None:
         """Writes the model file that ``load`` reads."""

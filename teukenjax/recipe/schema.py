@@ -84,7 +84,7 @@ class MixtureConfig(Section):
 class DataConfig(Section):
     """Where the tokens come from, and in which order."""
 
-    store: Path | None = None  # a token store; none: OUT/store
+    store: str | None = None  # path or URL of a token store; none: OUT/store
     text: Path | Literal["sample"] | None = None  # prepared into the store when that is missing
     train_tokenizer: PositiveInt | None = None  # vocabulary of a tokenizer trained on `text`
     tokenizer: Path | None = None  # or an existing sentencepiece model for `text`

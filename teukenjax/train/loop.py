@@ -85,7 +85,7 @@ class Run:
         if about["store"] != self.store.digest:
             raise UserError(
                 f"{self.directory.path}: began with token store {about['store']}, but data.store "
-                f"{self.store.path} is {self.store.digest}: give the one that it began with"
+                f"{self.store.location} is {self.store.digest}: give the one that it began with"
             )
         if latest > self.recipe.steps:
             raise UserError(

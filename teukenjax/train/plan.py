@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from teukenjax.data.location import Location
 from teukenjax.data.mixture import Mixture
 from teukenjax.data.shares import Shares
 from teukenjax.data.store import TokenStore
@@ -125,7 +126,7 @@ def abstract_program(recipe: Recipe, devices: int) -> Program:
 
 
 def _with_vocabulary(recipe: Recipe) -> Recipe:
-    store = recipe.data.store or recipe.out / "store"
+    store = Location(recipe.data.store or recipe.out / "store")
     if recipe.model.vocab_size is not None:
         return recipe
     if store.exists():
