@@ -18,6 +18,9 @@ VERBS = {
         "language_field", "max_broken", "processes",
     },
     "data verify": {"store"},
+    "data inspect": {"recipe", "overrides", "windows", "plot_file"},
+    "tokenizer train": {"mixture", "vocab_size", "out", "text", "bytes_per_language"},
+    "tokenizer report": {"tokenizers", "text", "bytes_per_language", "json_file", "plot_file"},
     "data fingerprint": {"recipe", "overrides", "steps", "start", "processes"},
 }  # fmt: skip
 
@@ -54,8 +57,9 @@ def recipe(tmp_path):
 def test_the_surface_grows_only_on_purpose():
     group = typer.main.get_command(cli.app)
     commands = dict(group.commands)
-    nested = commands.pop("data")
-    commands |= {f"data {name}": command for name, command in nested.commands.items()}
+    for group in ("data", "tokenizer"):
+        nested = commands.pop(group)
+        commands |= {f"{group} {name}": command for name, command in nested.commands.items()}
     found = {name: {p.name for p in command.params} for name, command in commands.items()}
     assert found == VERBS
 
@@ -85,6 +89,28 @@ def test_the_fingerprint_is_that_of_the_tokens_whatever_the_processes(call, reci
     assert call("data", "fingerprint", recipe, "--steps", 2, "--start", 1)[1] != whole + "\n"
 
 
+def test_inspecting_shows_counts_windows_and_a_picture(call, recipe, tmp_path):
+    picture = tmp_path / "p.png"
+    code, out, _ = call("data", "inspect", recipe, "--windows", 2, "--plot", picture)
+    assert code == 0
+    assert re.search(r"^ all +256\b", out, re.MULTILINE)
+    assert re.search(r"^row 1: \w\w, window \d+: ", out, re.MULTILINE)
+    assert picture.stat().st_size > 10_000
+
+
+def test_a_tokenizer_is_trained_and_reported(call, tmp_path):
+    mixture, folder = "configs/mixtures/eu24-balanced.yaml", tmp_path / "t"
+    code, out, _ = call("tokenizer", "train", mixture, "--vocab-size", 1200, "--out", folder)
+    assert code == 0
+    assert out.startswith(f"{folder}: tokenizer ")
+    code, out, _ = call(
+        "tokenizer", "report", folder, "--plot", tmp_path / "p.png", "--json", tmp_path / "r.json"
+    )
+    assert code == 0
+    assert "t: 1,200 pieces: latin" in out
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
 MISTAKES = {
     "no such recipe": (["train", "{tmp}/none.yaml"], "none.yaml: cannot be read"),
     "unknown key": (["train", "{recipe}", "stesp=3"], "unknown key 'stesp': did you mean 'steps'?"),
@@ -102,6 +128,10 @@ MISTAKES = {
                                      "processes=3: batch.sequences=8 is not a multiple"),
     "packing that attention lacks": (["train", "{recipe}", "data.packing=best_fit"],
                                      "attention does not take segments yet"),
+    "no such tokenizer": (["tokenizer", "report", "{tmp}/t.model"], "t.model: cannot be read"),
+    "mixture of another text": (["tokenizer", "train", "configs/mixtures/eu24-balanced.yaml",
+                                 "--data", "{tmp}/empty", "--vocab-size", "600", "--out",
+                                 "{tmp}/s"], "{tmp}/empty: no text files found"),
     "nothing to verify": (["data", "verify", "{tmp}/s"], "{tmp}/s: is not a token store"),
     "nothing to append to": (["data", "prepare", "sample", "--out", "{tmp}/s", "--append"],
                              "{tmp}/s: is not a token store"),

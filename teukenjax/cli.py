@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Text in, token stores out.", no_args_is_help=True)
 app.add_typer(data, name="data")
+tokenizer = typer.Typer(help="Train tokenizers and compare them.", no_args_is_help=True)
+app.add_typer(tokenizer, name="tokenizer")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")]
 Overrides = Annotated[
@@ -187,6 +189,90 @@ def fingerprint(
     resolved = load(recipe, overrides or [])
     store = open_store(resolved, _console())
     print(hashed(resolved, store, start=start, steps=steps, processes=processes))
+
+
+@data.command()
+def inspect(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    windows: Annotated[int, typer.Option(min=0, help="How many to show as text.")] = 5,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="Where to write the shares as an image.")
+    ] = None,
+) -> None:
+    """Show what RECIPE's run will see: tokens and epochs by language and stage, some windows."""
+    from teukenjax.data import inspect as inspection
+    from teukenjax.data.prepare import open_store
+    from teukenjax.recipe import load
+
+    resolved = load(recipe, overrides or [])
+    store = open_store(resolved, _console())
+    stream, views = inspection.inspect(resolved, store)
+    inspection.print_views(_console(), views)
+    inspection.print_windows(_console(), stream, store.tokenizer(), windows)
+    if plot_file is not None:
+        inspection.plot(views, plot_file)
+
+
+@tokenizer.command("train")
+def train_tokenizer(
+    mixture: Annotated[
+        Path, typer.Argument(metavar="MIXTURE", help="A file as in configs/mixtures.")
+    ],
+    vocab_size: Annotated[int, typer.Option(min=1, help="Number of pieces.")],
+    out: Annotated[Path, typer.Option(help="A folder to make.")],
+    text: Annotated[
+        str, typer.Option("--data", help='A file, a directory, or "sample" (bundled).')
+    ] = "sample",
+    bytes_per_language: Annotated[
+        int, typer.Option(min=1, help="Of the language with the largest share; others less.")
+    ] = 1_000_000,
+) -> None:
+    """Train a tokenizer with Teuken's options on text in the shares of MIXTURE."""
+    from teukenjax.data.tokenizer_lab import train_on_mixture
+    from teukenjax.recipe import MixtureConfig, read_yaml, validate
+
+    made = train_on_mixture(
+        validate(MixtureConfig, read_yaml(mixture), str(mixture)),
+        text,
+        out,
+        vocab_size=vocab_size,
+        bytes_per_language=bytes_per_language,
+        progress=sys.stderr.isatty(),
+    )
+    _console().print(f"{out}: tokenizer {made.digest}", highlight=False)
+
+
+@tokenizer.command("report")
+def report_tokenizers(
+    tokenizers: Annotated[
+        list[Path],
+        typer.Argument(metavar="T...", help="SentencePiece models, tokenizer.json, or folders."),
+    ],
+    text: Annotated[
+        str, typer.Option("--data", help='A file, a directory, or "sample" (bundled).')
+    ] = "sample",
+    bytes_per_language: Annotated[
+        int, typer.Option(min=1, help="Size of the sample of lines.")
+    ] = 1_000_000,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Where to write all numbers.")
+    ] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="Where to write bars as an image.")
+    ] = None,
+) -> None:
+    """Compare tokenizers language by language: fertility, bytes, round trips, vocabulary."""
+    from teukenjax.data import tokenizer_lab as lab
+
+    reports = lab.compare(
+        tokenizers, text, bytes_per_language=bytes_per_language, progress=sys.stderr.isatty()
+    )
+    lab.print_reports(_console(), reports)
+    if json_file is not None:
+        lab.write_json(reports, json_file)
+    if plot_file is not None:
+        lab.plot(reports, plot_file)
 
 
 def _console():

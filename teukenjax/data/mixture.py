@@ -65,7 +65,7 @@ class Mixture:
             self._layouts.append(layout)
             if shares.rows is not None:
                 start += shares.rows
-                before = {name: layout.seen(name, shares.rows) for name in windows}
+                before = {name: layout.total(name) for name in windows}
         self.rows = start if self.stages[-1].rows is not None else None
         self._plan = lru_cache(maxsize=KEPT_BLOCKS)(self._plan_block)
 
@@ -79,21 +79,26 @@ class Mixture:
         which, rank = (values[position] for values in self._plan(number, block))
         language = layout.languages[which]
         # Which of the language's rows since the beginning: those before this block, then ours.
-        row = layout.seen(language, block * layout.block) + int(rank)
+        row = layout.seen(language, block) + int(rank)
         windows = self.windows[language]
         epoch, row = divmod(row, windows)
         return language, permuted(row, windows, keys=self._keys(ROUNDS, language, epoch))
 
     def seen(self, stop: int) -> list[dict[str, int]]:
-        """For each stage: language → its rows among rows 0 … stop − 1, nearly.
-
-        Exact at the end of a stage and of each block, and in proportion inside a block.
-        """
+        """For each stage: language → how many of the rows 0 … stop − 1 it has."""
         counts = []
-        for layout, shares in zip(self._layouts, self.stages, strict=True):
+        for number, (layout, shares) in enumerate(zip(self._layouts, self.stages, strict=True)):
             rows = max(stop - layout.start, 0)
             rows = rows if shares.rows is None else min(rows, shares.rows)
-            counts.append({n: layout.seen(n, rows) - layout.before[n] for n in layout.languages})
+            block, position = divmod(rows, layout.block)
+            which, _ = self._plan(number, block)
+            inside = np.bincount(which[:position], minlength=len(layout.languages)).tolist()
+            counts.append(
+                {
+                    name: layout.seen(name, block) - layout.before[name] + extra
+                    for name, extra in zip(layout.languages, inside, strict=True)
+                }
+            )
         return counts
 
     def stage_start(self, number: int) -> int:
@@ -140,15 +145,15 @@ class _Layout:
         """Language → its rows in a block."""
         return self._rows if self._endless or block < self._blocks else self._rest
 
-    def seen(self, language: str, rows: int) -> int:
-        """Rows of a language before row ``rows`` of the stage; see ``Mixture.seen``."""
+    def seen(self, language: str, blocks: int) -> int:
+        """Rows of a language in earlier stages and in the first ``blocks`` of this one."""
+        return self.before[language] + blocks * self._rows[language]
+
+    def total(self, language: str) -> int:
+        """Rows of a language up to the end of the stage."""
         if language not in self._rows:
             return self.before[language]
-        block, position = divmod(rows, self.block)
-        counts = self.rows_of_block(block)
-        size = sum(counts.values())
-        part = counts[language] * position // size if position else 0
-        return self.before[language] + block * self._rows[language] + part
+        return self.seen(language, self._blocks) + self._rest[language]
 
 
 def permuted(index: int, size: int, *, keys: Sequence[int]) -> int:
