@@ -18,6 +18,7 @@ VERBS = {
         "language_field", "max_broken", "processes",
     },
     "data verify": {"store"},
+    "data clean": {"text", "out", "config", "text_field", "language_field"},
     "data inspect": {"recipe", "overrides", "windows", "plot_file"},
     "tokenizer train": {"mixture", "vocab_size", "out", "text", "bytes_per_language"},
     "tokenizer report": {"tokenizers", "text", "bytes_per_language", "json_file", "plot_file"},

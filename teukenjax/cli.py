@@ -214,6 +214,31 @@ def inspect(
         inspection.plot(views, plot_file)
 
 
+@data.command()
+def clean(
+    text: Annotated[Path, typer.Argument(metavar="TEXT", help="A file or directory.")],
+    out: Annotated[Path, typer.Option(help="A directory to make, or to go on in.")],
+    config: Annotated[Path, typer.Option(help="A file as in configs/cleaning.")],
+    text_field: Annotated[str, typer.Option(help="Of JSON and Parquet.")] = "text",
+    language_field: Annotated[str, typer.Option(help="Falls back to the file's name.")] = "lang",
+) -> None:
+    """Drop documents by rules and duplicates (extra `clean`); a killed call goes on."""
+    from teukenjax.data.clean.config import CleanConfig
+    from teukenjax.data.documents import Fields
+    from teukenjax.recipe import read_yaml, validate
+
+    rules = validate(CleanConfig, read_yaml(config), str(config))
+    try:
+        from teukenjax.data.clean import pipeline
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: uv sync --extra clean") from None
+
+    fields = Fields(text=text_field, language=language_field)
+    report = pipeline.clean(text, out, rules, console=_console(), fields=fields)
+    if report is not None:
+        pipeline.print_report(_console(), report)
+
+
 @tokenizer.command("train")
 def train_tokenizer(
     mixture: Annotated[

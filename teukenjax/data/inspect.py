@@ -90,7 +90,8 @@ def print_windows(console: Console, stream: Stream, tokenizer: Tokenizer, count:
         language, window = stream.mixture.window(row)
         text = tokenizer.decode(stream.sample(row)["tokens"])
         beginning = " ".join(text.split())[:WINDOW_CHARACTERS]
-        console.print(f"row {row}: {language}, window {window}: {beginning} …", highlight=False)
+        line = f"row {row}: {language}, window {window}: {beginning} …"
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def plot(views: list[StageView], path: Path) -> None:

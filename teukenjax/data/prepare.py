@@ -11,7 +11,6 @@ that all the text at once would have given.
     STORE.partial/parts/            the finished shards
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from teukenjax.data.begun import fingerprint_files, save, working_in
 from teukenjax.data.documents import (
     DEFAULT_FIELDS,
     Document,
@@ -105,7 +105,7 @@ def prepare(
         "tokenizer_bytes_per_language": tokenizer_bytes_per_language,
         "fields": asdict(fields),
         "append_to": store.digest if store else None,
-        "files": {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
+        "files": fingerprint_files(files),
     }
     reader = DocumentReader(files, fields=fields)
     with _work(location, options) as folder, progress_bar(shown=progress) as bar:
@@ -113,7 +113,7 @@ def prepare(
         if model is None:
             model = _train(reader, bar, _period(holdout), tokenizer_bytes_per_language,
                            train_tokenizer)  # fmt: skip
-            _save(folder / "tokenizer.model", model.model)
+            save(folder / "tokenizer.model", model.model)
         encoder = ShardEncoder(folder / "parts", model.model, fields)
         count = encode_shards(
             records_on(bar, reader, "encoding"),
@@ -177,47 +177,15 @@ def _refuse_known(files: list[Path], store: TokenStore | None) -> None:
 def _work(location: Location, options: dict[str, Any]) -> Iterator[Path]:
     """The folder of unfinished work, locked; begun anew, or gone on with when it is the same."""
     folder = Path(f"{location}.partial" if location.path else f"{location.name}.partial")
-    try:
-        (folder / "parts").mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("a+")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{location}: is being written by another process") from None
-        begun = folder / "begun.json"
-        if not begun.is_file():
-            _save(begun, json.dumps(options, indent=1).encode())
-        old = json.loads(begun.read_text(encoding="utf-8"))
-        changed = [key for key, value in options.items() if old.get(key) != value]
-        if changed:
-            raise UserError(
-                f"{folder}: was begun with {_difference(old, options, changed[0])}: give the same, "
-                "or remove it to begin anew"
-            )
+    with working_in(folder, options, on=str(location)):
+        parts = folder / "parts"
+        parts.mkdir(exist_ok=True)
         try:
             yield folder
         except BaseException:
-            if not any((folder / "parts").iterdir()) and not (folder / "tokenizer.model").exists():
+            if not any(parts.iterdir()) and not (folder / "tokenizer.model").exists():
                 shutil.rmtree(folder)  # nothing to go on from
             raise
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any], key: str) -> str:
-    if key != "files":
-        return f"{key}={old[key]}, not {new[key]}"
-    names = old["files"].keys() | new["files"].keys()
-    changed = sorted(name for name in names if old["files"].get(name) != new["files"].get(name))
-    return f"other files ({changed[0]} has changed)"
-
-
-def _save(path: Path, content: bytes) -> None:
-    """Writes a small file, so that a kill never leaves half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def _tokenizer(
