@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -11,11 +12,17 @@ import time
 from pathlib import Path
 
 import pytest
+from datatrove.data import Document
 from ruamel.yaml import YAML
 
 from teukenjax.data.clean.config import CleanConfig, Rules
 from teukenjax.data.clean.dropped import Dropped, gather
-from teukenjax.data.clean.steps import failed_rule, script_share
+from teukenjax.data.clean.steps import (
+    LanguageRules,
+    failed_rule,
+    repetition_filter,
+    script_share,
+)
 from teukenjax.data.documents import DocumentReader, find_files
 from teukenjax.errors import UserError
 from teukenjax.recipe import read_yaml, validate
@@ -91,6 +98,32 @@ def test_a_mistake_in_the_file_is_one_line(values, message):
 )
 def test_a_document_is_dropped_by_the_first_threshold_it_misses(text, language, rules, expected):
     assert failed_rule(text, language, Rules(**rules)) == expected
+
+
+@pytest.mark.parametrize("language", ["de", "el"])
+def test_a_language_with_thresholds_of_its_own_keeps_the_others(tmp_path, language):
+    config = validate(CleanConfig, CONFIG | {"default": {"duplicate_lines": 0.3}}, "test")
+    rules = pickle.loads(pickle.dumps(LanguageRules(config, Dropped(tmp_path, "rules", 1))))
+    text = (GREEK + "\n") * 9
+    document = Document(text=text, id="", metadata={"lang": language, "source": "x"})
+    assert rules.filter(document) == (False, "dup_line_frac")
+    assert rules.filter(Document(text=GREEK, id="", metadata={"lang": language})) is True
+
+
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        ({"duplicate_line_characters": 0.2}, "dup_line_char_frac"),
+        ({"duplicate_paragraphs": 0.3}, "dup_para_frac"),
+        ({"duplicate_paragraph_characters": 0.2}, "dup_para_char_frac"),
+        ({"top_ngrams": {"2": 0.2}}, "top_2_gram"),
+        ({"duplicate_ngrams": {"5": 0.15}}, "duplicated_5_n_grams"),
+    ],
+)
+def test_each_threshold_of_repetition_reaches_its_rule(rules, reason):
+    text = "der kleine Hund bellt sehr laut\n\n" * 9
+    found = repetition_filter(Rules(**rules)).filter(Document(text=text, id=""))
+    assert found == (False, reason)
 
 
 def test_the_script_share_counts_letters_only():

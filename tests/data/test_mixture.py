@@ -89,6 +89,12 @@ def test_a_tiny_language_gets_its_share_in_a_larger_block(counting_store):
     assert mixture.stages[0].block > 4096
 
 
+def test_a_share_below_one_row_of_the_largest_block_is_said(counting_store):
+    (stage,) = mix(counting_store(de=1000, mt=1000), weights={"de": 1.0, "mt": 1e-7}).stages
+    assert stage.share == {"de": 1.0}
+    assert stage.dropped == {"mt": "its share of 1.0e-07 is below one row in 1,048,576"}
+
+
 def test_every_window_of_an_epoch_is_seen_exactly_once(counting_store):
     store = counting_store(de=S * 100 + 1, fr=S * 37 + 1)
     mixture = mix(store, seed=5)

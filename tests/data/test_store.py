@@ -216,6 +216,22 @@ def test_an_append_gives_the_store_that_everything_at_once_gives(
         assert [path.name for path in tmp_path.glob("s*")] == ["s"]
 
 
+def test_a_reader_goes_on_while_text_is_appended(tmp_path, tokenizer, monkeypatch):
+    """The append rewrites the reader's last shard under it."""
+    monkeypatch.setattr(writer_module, "SHARD", 256)
+    monkeypatch.setattr(writer_module, "CHUNK", 16)
+    rows = documents(300)
+    old = write(tmp_path / "s", tokenizer, ("train", "de", rows))
+    assert np.array_equal(old.read("train", "de", 256, 270), rows[0][256:270])
+    with StoreWriter(tmp_path / "s", tokenizer, extend=old) as writer:
+        writer.append("train", "de", ids=documents(700, seed=1), sizes=[5])
+        writer.finish()
+    for start in (0, 256, 270, 290):
+        assert np.array_equal(
+            old.read("train", "de", start, start + 10), rows[0][start : start + 10]
+        )
+
+
 def test_an_append_that_died_leaves_the_store_as_it_was_and_can_be_done_again(
     tmp_path, tokenizer, monkeypatch
 ):

@@ -16,10 +16,13 @@ from teukenjax.errors import UserError
 URL = re.compile(r"[a-z0-9]+://.+")
 
 
+CACHE_BYTES = 1 << 26  # for the indices of shards, without which each window is two reads
+
+
 @functools.cache
 def context() -> ts.Context:
-    """One for the process: ``memory://`` stores live in it."""
-    return ts.Context()
+    """One for the process: ``memory://`` stores live in it, and what was read is shared."""
+    return ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
 
 
 class Location:
@@ -68,6 +71,8 @@ class Location:
             "kvstore": self._url(key),
             "fill_missing_data_reads": False,
             "store_data_equal_to_fill_value": True,
+            # What was read is not looked at again: an append only adds to what there is.
+            "recheck_cached_data": "open",
         }
 
     def _files(self) -> ts.KvStore:

@@ -78,9 +78,12 @@ def plan_shares(
         shares, capped = _hold_down(weights, lengths, caps, sequence_length)
     else:
         shares, capped = [_normalised(stage) for stage in weights], frozenset()
+    for share, why in zip(shares, dropped, strict=True):
+        for name in [name for name, part in share.items() if part < 1 / LARGEST_BLOCK]:
+            why[name] = f"its share of {share.pop(name):.1e} is below one row in {LARGEST_BLOCK:,}"
     return [
         Shares(rows, {name: share[name] for name in sorted(share)}, capped.intersection(share), why)
-        for rows, share, why in zip(lengths, shares, dropped, strict=True)
+        for rows, share, why in zip(lengths, map(_normalised, shares), dropped, strict=True)
     ]
 
 

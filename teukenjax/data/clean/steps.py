@@ -71,21 +71,22 @@ class LanguageRules(BaseFilter):
     def __init__(self, config: CleanConfig, dropped: Dropped):
         super().__init__(dropped)
         self._config = config
+        self._known: dict[str, tuple[Rules, GopherRepetitionFilter]] = {}
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """True, or False with the rule that drops the document."""
-        rules, repetition = self._of(doc.metadata["lang"])
-        reason = failed_rule(doc.text, doc.metadata["lang"], rules)
+        language = doc.metadata["lang"]
+        if language not in self._known:
+            rules = self._config.rules(language)
+            self._known[language] = rules, repetition_filter(rules)
+        rules, repetition = self._known[language]
+        reason = failed_rule(doc.text, language, rules)
         return (False, reason) if reason else repetition.filter(doc)
 
-    def _of(self, language: str) -> tuple[Rules, GopherRepetitionFilter]:
-        return _rules(self._config.model_dump_json(), language)
 
-
-@functools.cache
-def _rules(config: str, language: str) -> tuple[Rules, GopherRepetitionFilter]:
-    rules = CleanConfig.model_validate_json(config).rules(language)
-    return rules, GopherRepetitionFilter(
+def repetition_filter(rules: Rules) -> GopherRepetitionFilter:
+    """datatrove's filter with the thresholds of one language."""
+    return GopherRepetitionFilter(
         dup_line_frac=rules.duplicate_lines,
         dup_line_char_frac=rules.duplicate_line_characters,
         dup_para_frac=rules.duplicate_paragraphs,
