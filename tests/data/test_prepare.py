@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -286,16 +285,19 @@ def test_a_full_disk_is_one_line_and_keeps_the_finished_shards(
     tmp_path, model_file, encoded, monkeypatch
 ):
     text = corpus(tmp_path, de=20)
-    save = np.save
+    write = Path.write_bytes
 
-    def full(path, array):
+    def full(path, content):
         if "000003" in str(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        save(path, array)
+        return write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(np, "save", full)
-        with pytest.raises(UserError, match=r"000003\.partial: .* No space left on device; "):
+        patch.setattr(Path, "write_bytes", full)
+        message = (
+            r"000003\.partial/ids\.npy: No space left on device; what is finished is kept in .*/s\."
+        )
+        with pytest.raises(UserError, match=message):
             prepare(text, tmp_path / "s", tokenizer=model_file, progress=False)
     assert encoded == [0, 1, 2]
     prepare(text, tmp_path / "s", tokenizer=model_file, progress=False)

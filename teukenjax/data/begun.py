@@ -25,7 +25,8 @@ def working_in(folder: Path, options: dict[str, Any], *, on: str) -> Iterator[No
       on: what is being written, for errors.
 
     Raises:
-      UserError: when another process works there, or the work was begun with other options.
+      UserError: when another process works there, the work was begun with other options, or a
+        file cannot be written, as when the disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,13 @@ def working_in(folder: Path, options: dict[str, Any], *, on: str) -> Iterator[No
         except BlockingIOError:
             raise UserError(f"{on}: is being written by another process") from None
         _refuse_changes(folder, options)
-        yield
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or folder}: {error.strerror or error}; what is finished is kept "
+                f"in {folder}, and the same command goes on from there"
+            ) from None
 
 
 def _refuse_changes(folder: Path, options: dict[str, Any]) -> None:

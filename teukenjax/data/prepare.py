@@ -88,15 +88,8 @@ def prepare(
         documents at all, an ``out`` that exists (or does not, for an append), a disk that is full,
         or another process that is writing to ``out``.
     """
-    location, store = Location(out), None
-    if append:
-        store = TokenStore.open(location)
-        if train_tokenizer is not None or tokenizer is not None:
-            raise UserError(f"{location}: an append takes the store's own tokenizer: give none")
-    elif (train_tokenizer is None) == (tokenizer is None):
-        raise UserError("give either train_tokenizer (a vocabulary size) or tokenizer (a file)")
-    else:
-        refuse_existing(location)
+    location = Location(out)
+    store = _appended_to(location, append, train_tokenizer, tokenizer)
     holdout = _holdout(holdout, store)
     files = find_files(SAMPLE if text == "sample" else text)
     _refuse_known(files, store)
@@ -111,24 +104,20 @@ def prepare(
     with _work(location, options) as folder, progress_bar(shown=progress) as bar:
         model = _tokenizer(folder, tokenizer, store)
         if model is None:
-            model = _train(reader, bar, _period(holdout), tokenizer_bytes_per_language,
-                           train_tokenizer)  # fmt: skip
+            sentences = _sample(reader, bar, _period(holdout), tokenizer_bytes_per_language)
+            bar.add_task("training the tokenizer", total=None)
+            model = train(sentences, vocab_size=train_tokenizer)
             save(folder / "tokenizer.model", model.model)
         encoder = ShardEncoder(folder / "parts", model.model, fields)
-        count = encode_shards(
-            records_on(bar, reader, "encoding"),
-            encoder,
-            processes=processes or _processes(reader.total_bytes),
-        )
+        records = records_on(bar, reader, "encoding")
+        processes = processes or _processes(reader.total_bytes)
+        count = encode_shards(records, encoder, processes=processes)
         parts = [part_folder(encoder.parts, number) for number in range(count)]
         _check(files, parts, max_broken)
         with StoreWriter(location, model, extend=store) as writer:
             _put_together(parts, writer, bar, holdout, store)
-            made = writer.finish(
-                sources=_sources(files, parts),
-                lines=sum(Part.load(part).lines for part in parts),
-                holdout=holdout,
-            )
+            lines = sum(Part.load(part).lines for part in parts)
+            made = writer.finish(sources=_sources(files, parts), lines=lines, holdout=holdout)
         shutil.rmtree(folder)
     return made
 
@@ -148,6 +137,20 @@ def open_store(recipe: Recipe, console: Console) -> TokenStore:
         holdout=data.holdout,
         progress=console.is_terminal,
     )
+
+
+def _appended_to(
+    location: Location, append: bool, vocab_size: int | None, tokenizer: str | Path | None
+) -> TokenStore | None:
+    """The store of an append; none for a new one, whose place must be free."""
+    if not append:
+        if (vocab_size is None) == (tokenizer is None):
+            raise UserError("give either train_tokenizer (a vocabulary size) or tokenizer (a file)")
+        refuse_existing(location)
+        return None
+    if vocab_size is not None or tokenizer is not None:
+        raise UserError(f"{location}: an append takes the store's own tokenizer: give none")
+    return TokenStore.open(location)
 
 
 def _holdout(given: float | None, store: TokenStore | None) -> float:
@@ -200,20 +203,15 @@ def _tokenizer(
     return Tokenizer.load(trained) if trained.is_file() else None
 
 
-def _train(
-    reader: DocumentReader, bar: Progress, every: int, limit: int, vocab_size: int
-) -> Tokenizer:
-    """A tokenizer from a balanced sample of the documents that are not held out."""
-    fields = reader.fields
-    parsed = (fields.parse(record) for record in records_on(bar, reader, "sampling text"))
+def _sample(reader: DocumentReader, bar: Progress, every: int, limit: int) -> list[str]:
+    """A balanced sample of the documents that are not held out, for the tokenizer."""
+    parsed = (reader.fields.parse(record) for record in records_on(bar, reader, "sampling text"))
     documents = (document for document in parsed if isinstance(document, Document))
     sample = TextSample(limit)
     sample.add(document for split, document in _split(documents, every) if split == "train")
     if not sample.sizes:
         raise _no_documents(reader.files)
-    bar.add_task("training the tokenizer", total=None)
-    sentences = [sentence for kept in sample.kept().values() for sentence in kept]
-    return train(sentences, vocab_size=vocab_size)
+    return [sentence for kept in sample.kept().values() for sentence in kept]
 
 
 def _split(documents: Iterable[Document], every: int) -> Iterator[tuple[Split, Document]]:

@@ -11,6 +11,7 @@ its final name, and is never done again: a run that was killed reads past its li
 """
 
 import dataclasses
+import io
 import json
 import multiprocessing
 import os
@@ -27,7 +28,6 @@ from jaxtyping import UInt32
 
 from teukenjax.data.documents import Document, Fields, Record, Reject
 from teukenjax.data.tokenizer import Tokenizer
-from teukenjax.errors import UserError
 
 SHARD_BYTES = 1 << 24  # of raw lines
 ROW = np.dtype([("language", "<u2"), ("tokens", "<i8"), ("bytes", "<i8")])
@@ -64,7 +64,7 @@ class ShardEncoder:
     fields: Fields
 
     def __call__(self, number: int, records: list[Record]) -> None:
-        """Encodes one shard; a UserError when the disk is full."""
+        """Encodes one shard."""
         found = [self.fields.parse(record) for record in records]
         documents = [item for item in found if isinstance(item, Document)]
         rejects = [item for item in found if isinstance(item, Reject)]
@@ -81,20 +81,14 @@ class ShardEncoder:
             "files": {record.file: files[record.file] for record in records},
         }
         unfinished = self.parts / f"{number:06}.partial"
-        try:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-            flat = np.concatenate([np.empty(0, np.int32), *ids]).astype(np.uint32)
-            np.save(unfinished / "ids.npy", flat)
-            np.save(unfinished / "documents.npy", np.array(rows, ROW))
-            (unfinished / "rejects.jsonl").write_bytes(b"".join(map(_json_line, rejects)))
-            (unfinished / "part.json").write_text(json.dumps(about), encoding="utf-8")
-            unfinished.rename(part_folder(self.parts, number))
-        except OSError as error:
-            raise UserError(
-                f"{unfinished}: cannot be written: {error.strerror}; the finished shards beside it "
-                "are kept, and the same command goes on from there"
-            ) from None
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        flat = np.concatenate([np.empty(0, np.int32), *ids]).astype(np.uint32)
+        _save(unfinished / "ids.npy", flat)
+        _save(unfinished / "documents.npy", np.array(rows, ROW))
+        (unfinished / "rejects.jsonl").write_bytes(b"".join(map(_json_line, rejects)))
+        (unfinished / "part.json").write_text(json.dumps(about), encoding="utf-8")
+        unfinished.rename(part_folder(self.parts, number))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -135,6 +129,16 @@ def _shards(records: Iterable[Record]) -> Iterator[list[Record]]:
             shard, size = [], 0
     if shard:
         yield shard
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    # By way of memory: of a full disk NumPy says only how many items it could not write.
+    content = io.BytesIO()
+    np.save(content, array)
+    try:
+        path.write_bytes(content.getbuffer())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _json_line(reject: Reject) -> bytes:

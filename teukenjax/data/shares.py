@@ -83,7 +83,7 @@ def plan_shares(
             why[name] = f"its share of {share.pop(name):.1e} is below one row in {LARGEST_BLOCK:,}"
     return [
         Shares(rows, {name: share[name] for name in sorted(share)}, capped.intersection(share), why)
-        for rows, share, why in zip(lengths, map(_normalised, shares), dropped, strict=True)
+        for rows, share, why in zip(lengths, shares, dropped, strict=True)
     ]
 
 

@@ -44,7 +44,6 @@ from teukenjax.data.clean.config import CleanConfig, Local
 from teukenjax.data.clean.dropped import Dropped, gather
 from teukenjax.data.clean.steps import LanguageRules, ReadFile, ReadText, Words, WriteFile
 from teukenjax.data.documents import DEFAULT_FIELDS, Fields, find_files
-from teukenjax.errors import UserError
 
 Stage = tuple[str, list[Any], int]  # name, steps, tasks
 
@@ -174,22 +173,12 @@ def _run(stages: list[Stage], out: Path, config: CleanConfig, console: Console) 
             workers = min(config.run.workers or os.cpu_count() or 1, tasks)
             executor = LocalPipelineExecutor(steps, tasks=tasks, workers=workers, logging_dir=logs)
             with _told_in(out / "logs" / "datatrove.log"):
-                _await(executor, out)
+                executor.run()
         else:
             previous = _submitted(steps, tasks, name, logs, config, previous)
     if previous is not None:
         previous.run()  # which submits those that it depends on first
         console.print(f"submitted; {out}/report.json is written last", highlight=False)
-
-
-def _await(executor: LocalPipelineExecutor, out: Path) -> None:
-    try:
-        executor.run()
-    except OSError as error:
-        raise UserError(
-            f"{out}: {error.strerror or error}; the finished tasks are kept, and the same command "
-            "goes on from there"
-        ) from None
 
 
 def _submitted(
