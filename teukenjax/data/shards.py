@@ -136,7 +136,7 @@ def _save(path: Path, array: np.ndarray) -> None:
     content = io.BytesIO()
     np.save(content, array)
     try:
-        path.write_bytes(content.getbuffer())
+        path.write_bytes(content.getvalue())
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
 

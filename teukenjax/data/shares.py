@@ -43,7 +43,7 @@ class Shares:
     def apportion(self, total: int) -> dict[str, int]:
         """Whole rows of ``total`` for each language: by largest remainder, capped ones below."""
         rows = {name: int(part * total) for name, part in self.share.items()}
-        free = [name for name in rows if name not in self.capped]
+        free = [name for name in rows if name not in self.capped] or list(rows)
         free.sort(key=lambda name: rows[name] - self.share[name] * total)
         for number in range(total - sum(rows.values())):
             rows[free[number % len(free)]] += 1
