@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -337,6 +339,15 @@ def test_a_store_at_a_url_is_that_of_a_disk(tmp_path, model_file, monkeypatch):
     assert remote.tokenizer().digest == local.tokenizer().digest
     with pytest.raises(UserError, match="memory://bucket/s: already exists"):
         prepare(text, "memory://bucket/s", tokenizer=model_file, progress=False)
+
+
+def test_a_column_of_numbers_is_all_rejects(tmp_path, model_file):
+    file = tmp_path / "de.parquet"
+    pq.write_table(pa.table({"text": [1, 2, 3]}), file)
+    with pytest.raises(
+        UserError, match=r"de\.parquet:1: field 'text' is not a string but int; 3 of"
+    ):
+        prepare(file, tmp_path / "s", tokenizer=model_file, progress=False)
 
 
 def test_an_empty_file_of_a_language_is_said(tmp_path, model_file):

@@ -83,7 +83,7 @@ class Record:
     def size(self) -> int:
         """Bytes, about."""
         if isinstance(self.raw, dict):
-            return sum(len(value) for value in self.raw.values() if value)
+            return sum(len(v) for v in self.raw.values() if isinstance(v, bytes | str))
         return len(self.raw.beginning if isinstance(self.raw, Oversized) else self.raw)
 
 
@@ -248,6 +248,10 @@ def _string(value: Any, field: str) -> str:
 def _beginning(raw: bytes | dict[str, Any] | Oversized) -> str:
     raw = raw.beginning if isinstance(raw, Oversized) else raw
     if isinstance(raw, dict):
-        return repr({key: value and value[:REJECT_CHARACTERS] for key, value in raw.items()})
+        return repr({key: _cut(value) for key, value in raw.items()})
     # Four bytes a character at most; cut first, as a line may be megabytes long.
     return raw[: 4 * REJECT_CHARACTERS].decode(errors="backslashreplace")[:REJECT_CHARACTERS]
+
+
+def _cut(value: Any) -> Any:
+    return value[:REJECT_CHARACTERS] if isinstance(value, bytes | str) else value
