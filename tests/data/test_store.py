@@ -98,6 +98,19 @@ def test_rejects_are_kept_and_counted(tmp_path, tokenizer):
     assert [json.loads(line)["line"] for line in lines] == [7, 9, 11]
 
 
+def test_rejects_of_an_append_that_died_are_not_kept_twice(tmp_path, tokenizer):
+    with StoreWriter(tmp_path / "s", tokenizer) as writer:
+        writer.reject(b'{"line": 7}\n')
+        old = writer.finish()
+    with (tmp_path / "s" / "rejects.jsonl").open("ab") as file:
+        file.write(b'{"line": 9}\n')  # the manifest does not count it
+    with StoreWriter(tmp_path / "s", tokenizer, extend=old) as writer:
+        writer.reject(b'{"line": 9}\n')
+        assert writer.finish().manifest.rejects == 2
+    lines = (tmp_path / "s" / "rejects.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["line"] for line in lines] == [7, 9]
+
+
 def test_the_digest_names_the_tokens_and_not_where_they_came_from(tmp_path, tokenizer):
     rows = ("train", "de", documents(7, 3))
     first = write(tmp_path / "a", tokenizer, rows, lines=2)

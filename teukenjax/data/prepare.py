@@ -96,6 +96,7 @@ def prepare(
     options = {
         "tokenizer": store.manifest.tokenizer if store else train_tokenizer or str(tokenizer),
         "tokenizer_bytes_per_language": tokenizer_bytes_per_language,
+        "holdout": holdout,  # what is held out, the tokenizer has not seen
         "fields": asdict(fields),
         "append_to": store.digest if store else None,
         "files": fingerprint_files(files),

@@ -112,8 +112,9 @@ class StoreWriter:
             sources=[*(old.sources if old else ()), *(sources or ())],
         )
         if rejects:
-            before = self._target.read("rejects.jsonl") or b""
-            self._target.write("rejects.jsonl", before + rejects)
+            before = (self._target.read("rejects.jsonl") or b"").splitlines(keepends=True)
+            counted = before[: old.rejects if old else 0]  # an append that died may have left more
+            self._target.write("rejects.jsonl", b"".join(counted) + rejects)
         if not old:
             self._target.write("tokenizer.model", self._tokenizer.model)
         self._target.write("manifest.json", manifest.model_dump_json(indent=1).encode())

@@ -47,6 +47,11 @@ class ModelConfig(Section):
         return self
 
 
+def _check_some_weight(weights: Weights | None) -> None:
+    if weights is not None and not any(weights.values()):
+        raise ValueError("weights: all are zero: one language at least needs a positive one")
+
+
 class StageConfig(Section):
     """A stretch of training with one mix of languages."""
 
@@ -57,8 +62,7 @@ class StageConfig(Section):
 
     @model_validator(mode="after")
     def _some_weight(self):
-        if self.weights is not None and not any(self.weights.values()):
-            raise ValueError("weights: all are zero: one language at least needs a positive one")
+        _check_some_weight(self.weights)
         return self
 
 
@@ -99,14 +103,14 @@ class DataConfig(Section):
     def _one_mixture(self):
         if self.mixture is not None and (self.weights is not None or self.temperature != 1.0):
             raise ValueError("mixture: its stages have weights and temperature: leave out data's")
-        self.mix  # noqa: B018  (checks the weights)
+        _check_some_weight(self.weights)
         return self
 
     @property
     def mix(self) -> MixtureConfig:
         """The mixture, however it was given."""
-        stage = StageConfig.model_construct(weights=self.weights, temperature=self.temperature)
-        return self.mixture or MixtureConfig(stages=(StageConfig.model_validate(stage),))
+        stage = StageConfig(weights=self.weights, temperature=self.temperature)
+        return self.mixture or MixtureConfig(stages=(stage,))
 
 
 class BatchConfig(Section):
