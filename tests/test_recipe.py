@@ -282,3 +282,18 @@ def test_resolved_recipes_are_those_of_the_goldens():
     regenerate.check(files)
     stored = {f"recipes/{path.name}" for path in (regenerate.HERE / "recipes").iterdir()}
     assert stored == set(files)
+
+
+def test_a_mixture_may_be_a_file_in_a_recipe_and_on_the_command_line(write, small):
+    mixture = write("{stages: [{tokens: 5, weights: {de: 1}}, {}]}", "mix.yaml")
+    named = write(SMALL.replace("{store: stores/test}", "{mixture: mix.yaml}"), "named.yaml")
+    stages = load(named).data.mixture.stages
+    assert [stage.tokens for stage in stages] == [5, None]
+    assert load(small, [f"data.mixture={mixture}"]).data.mixture.stages == stages
+    assert "x.yaml: cannot be read" in complaint(small, "data.mixture=x.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/mixtures").glob("*.yaml")), ids=str)
+def test_every_shipped_mixture_is_one(small, path):
+    recipe = load(small, [f"data.mixture={path}"])
+    assert load(small, [f"data={json.dumps(recipe.data.model_dump(mode='json'))}"]) == recipe

@@ -49,6 +49,9 @@ def begun(make_recipe, tokenizer):
         ({"optimizer": {"name": "adamw"}}, "optimizer.name was scion .* cannot become adamw"),
         ({"model": MODEL | {"ffn": 64}}, "model.ffn was 32 .* cannot become 64"),
         ({"data": {"temperature": 2.0}}, "data.temperature was 1.0 .* cannot become 2.0"),
+        ({"data": {"packing": "best_fit"}}, "data.packing was concat .* cannot become best_fit"),
+        ({"data": {"segments": True}}, "data.segments was False .* cannot become True"),
+        ({"data": {"mixture": {}}}, "data.mixture"),
     ],
 )
 def test_what_would_break_a_begun_run_is_refused(changes, named, begun, make_recipe, tokenizer):

@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Text in, token stores out.", no_args_is_help=True)
 app.add_typer(data, name="data")
+tokenizer = typer.Typer(help="Train tokenizers and compare them.", no_args_is_help=True)
+app.add_typer(tokenizer, name="tokenizer")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")]
 Overrides = Annotated[
@@ -124,18 +126,22 @@ def prepare(
     text: Annotated[
         str, typer.Argument(metavar="TEXT", help='A file, a directory, or "sample" (bundled).')
     ],
-    out: Annotated[Path, typer.Option(help="The token store to make.")],
+    out: Annotated[str, typer.Option(help="The token store to make: a path or a URL.")],
     train_tokenizer: Annotated[
         int | None, typer.Option(min=1, help="Train a tokenizer of this many pieces on TEXT.")
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Or use this sentencepiece model.")] = None,
-    holdout: Annotated[float, typer.Option(help="Share of documents kept for validation.")] = 0.01,
+    append: Annotated[bool, typer.Option("--append", help="Add TEXT to the store.")] = False,
+    holdout: Annotated[
+        float | None, typer.Option(help="Share of documents kept for validation; default 0.01.")
+    ] = None,
     text_field: Annotated[str, typer.Option(help="Of JSON and Parquet.")] = "text",
     language_field: Annotated[str, typer.Option(help="Falls back to the file's name.")] = "lang",
     max_broken: Annotated[float, typer.Option(help="Share of lines that may be broken.")] = 0.01,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
 ) -> None:
-    """Tokenise .jsonl, .jsonl.zst, .jsonl.gz, .parquet and .txt into a token store."""
+    """Tokenise text into a token store; a call that was killed goes on where it stopped."""
+    from teukenjax.data.documents import Fields
     from teukenjax.data.prepare import prepare as make
     from teukenjax.data.report import print_store
 
@@ -144,14 +150,152 @@ def prepare(
         out,
         train_tokenizer=train_tokenizer,
         tokenizer=tokenizer,
+        append=append,
         holdout=holdout,
-        text_field=text_field,
-        language_field=language_field,
+        fields=Fields(text=text_field, language=language_field),
         max_broken=max_broken,
-        threads=threads,
-        progress=_console().is_terminal,
+        processes=processes,
+        progress=sys.stderr.isatty(),
     )
     print_store(_console(), store)
+
+
+@data.command()
+def verify(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="A path or a URL.")],
+) -> None:
+    """Read all of a token store and compare it with its manifest."""
+    from teukenjax.data.verify import verify as check
+
+    tokens = check(store, progress=sys.stderr.isatty())
+    _console().print(f"{store}: {tokens:,} tokens are what was written", highlight=False)
+
+
+@data.command()
+def fingerprint(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="How many.")] = 50,
+    start: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    processes: Annotated[int, typer.Option(min=1, help="That share the reading.")] = 1,
+) -> None:
+    """Hash what RECIPE reads; equal hashes on two clusters mean equal tokens in equal order."""
+    from teukenjax.data.fingerprint import fingerprint as hashed
+    from teukenjax.data.prepare import open_store
+    from teukenjax.recipe import load
+
+    resolved = load(recipe, overrides or [])
+    store = open_store(resolved, _console())
+    print(hashed(resolved, store, start=start, steps=steps, processes=processes))
+
+
+@data.command()
+def inspect(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    windows: Annotated[int, typer.Option(min=0, help="How many to show as text.")] = 5,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="Where to write the shares as an image.")
+    ] = None,
+) -> None:
+    """Show what RECIPE's run will see: tokens and epochs by language and stage, some windows."""
+    from teukenjax.data import inspect as inspection
+    from teukenjax.data.prepare import open_store
+    from teukenjax.recipe import load
+
+    resolved = load(recipe, overrides or [])
+    store = open_store(resolved, _console())
+    stream, views = inspection.inspect(resolved, store)
+    inspection.print_views(_console(), views)
+    inspection.print_windows(_console(), stream, store.tokenizer(), windows)
+    if plot_file is not None:
+        inspection.plot(views, plot_file)
+
+
+@data.command()
+def clean(
+    text: Annotated[Path, typer.Argument(metavar="TEXT", help="A file or directory.")],
+    out: Annotated[Path, typer.Option(help="A directory to make, or to go on in.")],
+    config: Annotated[Path, typer.Option(help="A file as in configs/cleaning.")],
+    text_field: Annotated[str, typer.Option(help="Of JSON and Parquet.")] = "text",
+    language_field: Annotated[str, typer.Option(help="Falls back to the file's name.")] = "lang",
+) -> None:
+    """Drop documents by rules and duplicates (extra `clean`); a killed call goes on."""
+    from teukenjax.data.clean.config import CleanConfig
+    from teukenjax.data.documents import Fields
+    from teukenjax.recipe import read_yaml, validate
+
+    rules = validate(CleanConfig, read_yaml(config), str(config))
+    try:
+        from teukenjax.data.clean import pipeline
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: uv sync --extra clean") from None
+
+    fields = Fields(text=text_field, language=language_field)
+    report = pipeline.clean(text, out, rules, console=_console(), fields=fields)
+    if report is not None:
+        pipeline.print_report(_console(), report)
+
+
+@tokenizer.command("train")
+def train_tokenizer(
+    mixture: Annotated[
+        Path, typer.Argument(metavar="MIXTURE", help="A file as in configs/mixtures.")
+    ],
+    vocab_size: Annotated[int, typer.Option(min=1, help="Number of pieces.")],
+    out: Annotated[Path, typer.Option(help="A folder to make.")],
+    text: Annotated[
+        str, typer.Option("--data", help='A file, a directory, or "sample" (bundled).')
+    ] = "sample",
+    bytes_per_language: Annotated[
+        int, typer.Option(min=1, help="Of the language with the largest share; others less.")
+    ] = 1_000_000,
+) -> None:
+    """Train a tokenizer with Teuken's options on text in the shares of MIXTURE."""
+    from teukenjax.data.tokenizer_lab import train_on_mixture
+    from teukenjax.recipe import MixtureConfig, read_yaml, validate
+
+    made = train_on_mixture(
+        validate(MixtureConfig, read_yaml(mixture), str(mixture)),
+        text,
+        out,
+        vocab_size=vocab_size,
+        bytes_per_language=bytes_per_language,
+        progress=sys.stderr.isatty(),
+    )
+    _console().print(f"{out}: tokenizer {made.digest}", highlight=False)
+
+
+@tokenizer.command("report")
+def report_tokenizers(
+    tokenizers: Annotated[
+        list[Path],
+        typer.Argument(metavar="T...", help="SentencePiece models, tokenizer.json, or folders."),
+    ],
+    text: Annotated[
+        str, typer.Option("--data", help='A file, a directory, or "sample" (bundled).')
+    ] = "sample",
+    bytes_per_language: Annotated[
+        int, typer.Option(min=1, help="Size of the sample of lines.")
+    ] = 1_000_000,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Where to write all numbers.")
+    ] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="Where to write bars as an image.")
+    ] = None,
+) -> None:
+    """Compare tokenizers language by language: fertility, bytes, round trips, vocabulary."""
+    from teukenjax.data import tokenizer_lab as lab
+
+    reports = lab.compare(
+        tokenizers, text, bytes_per_language=bytes_per_language, progress=sys.stderr.isatty()
+    )
+    lab.print_reports(_console(), reports)
+    if json_file is not None:
+        lab.write_json(reports, json_file)
+    if plot_file is not None:
+        lab.plot(reports, plot_file)
 
 
 def _console():

@@ -39,6 +39,9 @@ FIXED = (
     "batch.sequences",
     "data.weights",
     "data.temperature",
+    "data.mixture",
+    "data.packing",
+    "data.segments",
     "optimizer.name",
     "optimizer.momentum",
 )

@@ -1,14 +1,15 @@
 """Recipes as text: read, overridden, checked, written, hashed.
 
 A section given as a string is read from that file, relative to the recipe, so that model shapes
-have one home in ``configs/models``. YAML is read by the 1.2 rules: ``3e-4`` is a number and
-``no`` is a string.
+have one home in ``configs/models``, and mixtures theirs in ``configs/mixtures``. YAML is read by
+the 1.2 rules: ``3e-4`` is a number and ``no`` is a string.
 """
 
 import hashlib
 import io
 import json
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import pydantic
@@ -30,9 +31,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recip
     """
     path = Path(path)
     values = read_yaml(path)
-    for key, section in values.items():
-        if isinstance(section, str) and _is_section(key):
-            values[key] = read_yaml(path.parent / section)
+    _read_sections(Recipe, values, path.parent)
     for override in overrides:
         _override(values, override)
     return validate(Recipe, values, str(path))
@@ -98,13 +97,28 @@ def flatten(section: Section) -> dict[str, Any]:
     return dict(walk("", section.model_dump(mode="json")))
 
 
-def _is_section(key: str) -> bool:
-    field = Recipe.model_fields.get(key)
-    return (
-        field is not None
-        and isinstance(field.annotation, type)
-        and issubclass(field.annotation, Section)
-    )
+def _read_sections(section: type[Section], values: dict[str, Any], folder: Path) -> None:
+    """Puts the content of files in the place of their names."""
+    for key, value in values.items():
+        child = _section(section, key)
+        if child and isinstance(value, str):
+            value = values[key] = read_yaml(folder / value)
+        if child and isinstance(value, dict):
+            _read_sections(child, value, folder)
+
+
+def _section(parent: type[Section], *keys: str) -> type[Section] | None:
+    """The section at a key of ``parent`` (or at a key of a key); none for everything else."""
+    for key in keys:
+        field = parent.model_fields.get(key)
+        if field is None:
+            return None
+        options = getattr(field.annotation, "__args__", (field.annotation,))
+        options = [option for option in options if option is not NoneType]
+        parent = options[0]
+        if len(options) > 1 or not isinstance(parent, type) or not issubclass(parent, Section):
+            return None
+    return parent
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -117,9 +131,9 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise UserError(
             f"override '{override}': the value is not YAML; text with : [ or @ goes in quotes"
         ) from None
-    if isinstance(value, str) and _is_section(key):
-        value = read_yaml(Path(value))  # relative to where the command is typed
     *parents, last = key.split(".")
+    if isinstance(value, str) and _section(Recipe, *parents, last):
+        value = read_yaml(Path(value))  # relative to where the command is typed
     target: Any = values
     for name in parents:
         target = _child(target, name, override)

@@ -16,9 +16,9 @@ from rich.text import Text
 
 from teukenjax.checkpoint import Checkpoints
 from teukenjax.data.loader import batches
-from teukenjax.data.mixture import Mixture
-from teukenjax.data.prepare import prepare
+from teukenjax.data.prepare import open_store
 from teukenjax.data.store import TokenStore
+from teukenjax.data.stream import Stream
 from teukenjax.data.tokenizer import Tokenizer
 from teukenjax.errors import UserError, disk_errors
 from teukenjax.evaluate import Evaluator, mean
@@ -52,13 +52,8 @@ class Run:
         check_batch(recipe, self.layout)
         device = self.layout.mesh.devices.flat[0]
         self.program = Program(recipe, self.layout, platform=device.platform)
-        self.mixture = Mixture(
-            self.store,
-            sequence_length=recipe.model.context,
-            seed=recipe.seed,
-            weights=recipe.data.weights,
-            temperature=recipe.data.temperature,
-        )
+        self.stream = Stream.of(recipe, self.store)
+        refuse_segments(self.stream)
         self.hardware = find_hardware(recipe.hardware, device)
         self.checkpoints = Checkpoints(self.directory.path, recipe.checkpoint)
         self.evaluator = Evaluator(
@@ -66,7 +61,7 @@ class Run:
             eod=self.tokenizer.eod_id,
             batch_tokens=recipe.evaluation.batch_tokens,
         )
-        print_plan(console, self.program, self.mixture, self.hardware)
+        print_plan(console, self.program, self.stream.mixture, self.hardware)
 
     def train(self) -> None:
         """From the newest checkpoint, or from nothing, to the last step."""
@@ -96,7 +91,7 @@ class Run:
         if about["store"] != self.store.digest:
             raise UserError(
                 f"{self.directory.path}: began with token store {about['store']}, but data.store "
-                f"{self.store.path} is {self.store.digest}: give the one that it began with"
+                f"{self.store.location} is {self.store.digest}: give the one that it began with"
             )
         if latest > self.recipe.steps:
             raise UserError(
@@ -150,11 +145,10 @@ class Run:
         sharding = batch_sharding(self.layout)
         sequences, parts = self.recipe.batch.sequences, self.recipe.batch.accumulation
         rows = range(sequences)
-        loaded = batches(
-            self.store, self.mixture, batch_size=sequences, first_step=first, rows=rows
-        )
+        loaded = batches(self.stream, batch_size=sequences, first_step=first, rows=rows)
         try:
-            for tokens in loaded:
+            for batch in loaded:
+                tokens = batch["tokens"]
                 split = tokens.reshape(parts, sequences // parts, tokens.shape[1])
                 yield jax.make_array_from_process_local_data(sharding, split)
         finally:
@@ -224,23 +218,6 @@ def train(recipe: Recipe, console: Console) -> Path:
     return path
 
 
-def open_store(recipe: Recipe, console: Console) -> TokenStore:
-    """The recipe's token store; prepared from ``data.text`` when it is not there yet."""
-    data = recipe.data
-    path = data.store or recipe.out / "store"
-    if path.exists() or data.text is None:
-        return TokenStore.open(path)
-    console.print(f"preparing {path} from {data.text}", highlight=False)
-    return prepare(
-        data.text,
-        path,
-        train_tokenizer=data.train_tokenizer,
-        tokenizer=data.tokenizer,
-        holdout=data.holdout,
-        progress=console.is_terminal,
-    )
-
-
 def resolve(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
     """The recipe with the vocabulary size of its tokenizer."""
     given = recipe.model.vocab_size
@@ -250,6 +227,15 @@ def resolve(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
         )
     model = recipe.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
     return recipe.model_copy(update={"model": model})
+
+
+def refuse_segments(stream: Stream) -> None:
+    """Raises a UserError for samples that attention cannot read yet."""
+    if stream.segmented:
+        raise UserError(
+            "data.packing=best_fit and data.segments=true: attention does not take segments yet: "
+            "train with data.packing=concat data.segments=false"
+        )
 
 
 def check_batch(recipe: Recipe, layout: Layout) -> None:
