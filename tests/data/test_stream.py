@@ -1,12 +1,11 @@
 """The stream as a whole: the same on any number of processes, at any start, at any size."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tensorstore as ts
 
 from teukenjax.data.fingerprint import fingerprint, row_digests
+from teukenjax.data.location import Location
 from teukenjax.data.store import Counts, Manifest, TokenStore
 from teukenjax.data.stream import Stream
 from teukenjax.data.writer import StoreWriter
@@ -127,7 +126,7 @@ class _Virtual(TokenStore):
 
         ids = ts.virtual_chunked(fill, dtype=ts.uint32, domain=ts.IndexDomain(shape=[self.SIZE]))
         ends = ts.array(np.array([self.SIZE]))
-        super().__init__(Path("virtual"), manifest, {("train", "de", "ids"): ids} | {
+        super().__init__(Location("virtual"), manifest, {("train", "de", "ids"): ids} | {
             ("train", "de", name): ends for name in ("ends", "bytes")
         })  # fmt: skip
 
