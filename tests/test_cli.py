@@ -124,7 +124,7 @@ MISTAKES = {
     "vocabulary too small": (["data", "prepare", "sample", "--out", "{tmp}/s", "--train-tokenizer",
                               "100"], "100"),
     "store below a file": (["data", "prepare", "sample", "--out", "{recipe}/s",
-                            "--train-tokenizer", "900"], "{recipe}/s.partial: cannot be written"),
+                            "--train-tokenizer", "900"], "{recipe}/s.partial: cannot be made"),
     "share of broken lines": (["data", "prepare", "sample", "--out", "{tmp}/s", "--max-broken", "7",
                                "--train-tokenizer", "900"], "max_broken=7.0: a share from 0 to 1"),
     "unknown hardware": (["train", "{recipe}", "hardware=h100-smx"], "did you mean 'h100-sxm'?"),

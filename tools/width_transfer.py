@@ -29,13 +29,14 @@ from jaxtyping import Array, Float, Int
 from rich.console import Console
 
 from teukenjax.data.loader import batches
-from teukenjax.data.mixture import Mixture
+from teukenjax.data.prepare import open_store
 from teukenjax.data.store import TokenStore
+from teukenjax.data.stream import Stream
 from teukenjax.model import leaf_spec
 from teukenjax.optim import build_optimizer, schedule
 from teukenjax.recipe import Recipe, load
 from teukenjax.sharding import WeightSpec, make_layout
-from teukenjax.train.loop import open_store, resolve
+from teukenjax.train.loop import resolve
 from teukenjax.train.state import Program
 
 RECIPE = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
@@ -89,11 +90,11 @@ def recipe_of(form: str, optimizer: str, width: int, options: dict) -> Recipe:
 
 def read_tokens(store: TokenStore, recipe: Recipe) -> Int[np.ndarray, "steps B S1"]:
     """Every batch of a run, in order: the same for all widths and learning rates."""
-    mixture = Mixture(store, sequence_length=recipe.model.context, seed=recipe.seed)
     size = recipe.batch.sequences
-    stream = batches(store, mixture, batch_size=size, first_step=0, rows=range(size))
-    tokens = np.stack([batch for batch, _ in zip(stream, range(recipe.steps), strict=False)])
-    stream.close()
+    loaded = batches(Stream.of(recipe, store), batch_size=size, first_step=0, rows=range(size))
+    steps = zip(loaded, range(recipe.steps), strict=False)
+    tokens = np.stack([batch["tokens"] for batch, _ in steps])
+    loaded.close()
     return tokens
 
 

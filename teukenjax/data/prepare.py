@@ -88,6 +88,8 @@ def prepare(
         documents at all, an ``out`` that exists (or does not, for an append), a disk that is full,
         or another process that is writing to ``out``.
     """
+    if not 0 <= max_broken <= 1:
+        raise UserError(f"max_broken={max_broken}: a share from 0 to 1 is allowed")
     location = Location(out)
     store = _appended_to(location, append, train_tokenizer, tokenizer)
     holdout = _holdout(holdout, store)
