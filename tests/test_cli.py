@@ -10,9 +10,14 @@ from teukenjax import cli
 VERBS = {
     "train": {"recipe", "overrides", "show"},
     "shardings": {"recipe", "overrides", "devices"},
+    "plan": {
+        "recipe", "overrides", "hardware", "devices", "tokens", "sequence", "top", "out",
+        "compile_", "target_days", "mfu_floor", "ablate", "table", "report",
+    },
     "eval": {"run", "text", "out", "batch_tokens"},
     "generate": {"run", "prompt", "tokens", "temperature", "top_k", "top_p", "seed"},
     "export": {"run", "out", "dtype"},
+    "bench calibrate": {"out"},
     "data prepare": {
         "text", "out", "train_tokenizer", "tokenizer", "append", "holdout", "text_field",
         "language_field", "max_broken", "processes",
@@ -58,9 +63,9 @@ def recipe(tmp_path):
 def test_the_surface_grows_only_on_purpose():
     group = typer.main.get_command(cli.app)
     commands = dict(group.commands)
-    for group in ("data", "tokenizer"):
-        nested = commands.pop(group)
-        commands |= {f"{group} {name}": command for name, command in nested.commands.items()}
+    for outer in ("data", "tokenizer", "bench"):
+        nested = commands.pop(outer).commands
+        commands |= {f"{outer} {name}": command for name, command in nested.items()}
     found = {name: {p.name for p in command.params} for name, command in commands.items()}
     assert found == VERBS
 
@@ -112,6 +117,18 @@ def test_a_tokenizer_is_trained_and_reported(call, tmp_path):
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
+def test_a_plan_needs_no_devices_and_its_recipe_is_read_by_train(call, tmp_path):
+    out = tmp_path / "planned.yaml"
+    code, said, _ = call("plan", "configs/recipes/teuken-7b.yaml", "--devices", 64, "--tokens",
+                         "4e12", "--out", out)  # fmt: skip
+    assert code == 0
+    assert "GPU-hours" in said
+    assert "what would lift it" in said
+    code, said, _ = call("train", out, "--print")
+    assert code == 0
+    assert "sequences: 1024" in said
+
+
 MISTAKES = {
     "no such recipe": (["train", "{tmp}/none.yaml"], "none.yaml: cannot be read"),
     "unknown key": (["train", "{recipe}", "stesp=3"], "unknown key 'stesp': did you mean 'steps'?"),
@@ -146,6 +163,12 @@ MISTAKES = {
     "seed out of range": (["generate", "{tmp}", "--prompt", "x", "--seed", "-1"], "seed=-1: "),
     "not a mesh": (["shardings", "{recipe}", "sharding.fsdp=3", "--devices", "8"], "8 devices"),
     "export over something": (["export", "{tmp}/run", "{tmp}"], "exists already"),
+    "plan without a recipe": (["plan"], "RECIPE is missing"),
+    "plan for unknown hardware": (["plan", "{recipe}", "--hardware", "h100-smx"],
+                                  "did you mean 'h100-sxm'?"),
+    "devices that do not divide": (["plan", "{recipe}", "--devices", "3"], "--devices 3"),
+    "a table without out": (["plan", "--table", "{tmp}/rows.csv"], "--table needs --out"),
+    "no such table": (["plan", "--table", "{tmp}/r.csv", "--out", "{tmp}/o.csv"], "{tmp}/r.csv"),
     "no such verb": (["trian"], "No such command 'trian'"),
 }  # fmt: skip
 

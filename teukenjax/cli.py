@@ -21,6 +21,8 @@ data = typer.Typer(help="Text in, token stores out.", no_args_is_help=True)
 app.add_typer(data, name="data")
 tokenizer = typer.Typer(help="Train tokenizers and compare them.", no_args_is_help=True)
 app.add_typer(tokenizer, name="tokenizer")
+bench = typer.Typer(help="Measures this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")]
 Overrides = Annotated[
@@ -63,6 +65,64 @@ def shardings(
     from teukenjax.train.plan import abstract_program, print_shardings
 
     print_shardings(_console(), abstract_program(load(recipe, overrides or []), devices))
+
+
+@app.command()
+def plan(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="A YAML file; not with --table.")
+    ] = None,
+    overrides: Overrides = None,
+    hardware: Annotated[
+        str, typer.Option(help="A file of configs/hardware; several, with commas, to compare.")
+    ] = "h100-sxm",
+    devices: Annotated[int, typer.Option(min=1, help="How many; they need not exist.")] = 8,
+    tokens: Annotated[
+        float | None, typer.Option(help="Of the whole run; default: the recipe's steps.")
+    ] = None,
+    sequence: Annotated[
+        list[int] | None, typer.Option(min=1, help="Lengths to try; default: the recipe's.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Plans to print.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write the first plan's recipe, or the table.")
+    ] = None,
+    compile_: Annotated[
+        int, typer.Option("--compile", min=0, help="Plans to compile; needs no GPU.")
+    ] = 0,
+    target_days: Annotated[
+        float | None, typer.Option(help="Ask how many devices train --tokens in so many days.")
+    ] = None,
+    mfu_floor: Annotated[
+        float, typer.Option(help="With --target-days: for the largest model.")
+    ] = 0.4,
+    ablate: Annotated[
+        Path | None, typer.Option(help="Run all strategies on the devices here; a folder to make.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Predict the rows of a CSV file into --out.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report.")] = None,
+) -> None:
+    """Which mesh, remat and batch for RECIPE, before a GPU is booked."""
+    from teukenjax.planner import command
+
+    request = command.Request(
+        recipe=recipe,
+        overrides=tuple(overrides or []),
+        hardware=hardware,
+        devices=devices,
+        tokens=tokens,
+        sequences=tuple(sequence or []),
+    )
+    if table is not None:
+        command.predict_rows(_console(), table, out)
+    elif ablate is not None:
+        command.run_ablation(_console(), request, ablate)
+    elif target_days is not None:
+        command.inverse_questions(_console(), request, target_days=target_days, mfu_floor=mfu_floor)
+    else:
+        command.plan(_console(), request, top=top, out=out, compiled=compile_, report=report)
 
 
 @app.command("eval")
@@ -296,6 +356,18 @@ def report_tokenizers(
         lab.write_json(reports, json_file)
     if plot_file is not None:
         lab.plot(reports, plot_file)
+
+
+@bench.command()
+def calibrate(
+    out: Annotated[Path, typer.Option(help="A file of configs/hardware/profiles to write.")],
+) -> None:
+    """Time products, attention, copies and collectives; `plan` then uses what was measured."""
+    from teukenjax.planner import calibrate as bench_
+
+    profile = bench_.calibrate()
+    bench_.show(_console(), profile)
+    bench_.write(profile, out)
 
 
 def _console():

@@ -122,10 +122,11 @@ def abstract_program(recipe: Recipe, devices: int) -> Program:
         the size of a tokenizer that it would train.
     """
     layout = abstract_layout(recipe.sharding, devices)
-    return Program(_with_vocabulary(recipe), layout, platform="gpu")
+    return Program(with_vocabulary(recipe), layout, platform="gpu")
 
 
-def _with_vocabulary(recipe: Recipe) -> Recipe:
+def with_vocabulary(recipe: Recipe) -> Recipe:
+    """The recipe with ``model.vocab_size`` set; raises as ``abstract_program``."""
     store = Location(recipe.data.store or recipe.out / "store")
     if recipe.model.vocab_size is not None:
         return recipe

@@ -1,0 +1,95 @@
+"""Bytes: exact where arrays rest, in order where programs decide."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.tiny import MESHES
+from teukenjax.planner.memory import PHASES, capacity, memory
+from teukenjax.planner.plans import Plans
+from teukenjax.sharding import STRATEGIES
+from teukenjax.train.plan import abstract_program, bytes_per_device
+
+
+def plan_of(strategy: str, devices: int = 8, **columns) -> Plans:
+    sizes = {"replica": 1, "tensor": 1, **MESHES[strategy]}
+    sizes["fsdp"] = devices // (sizes["replica"] * sizes["tensor"])
+    return Plans.single(strategy=strategy, **sizes, **{"sequence": 32} | columns)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "scion"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_rests_is_what_the_abstract_state_holds(strategy, optimizer, small, setting_of):
+    recipe = small(
+        optimizer={"name": optimizer}, sharding={"strategy": strategy, **MESHES[strategy]}
+    )
+    held = memory(plan_of(strategy), setting_of(recipe), head_chunk=16)
+    state = abstract_program(recipe, 8).abstract_state
+    params = bytes_per_device(state.params)
+    moments = bytes_per_device(state.opt_state)
+    gains = 4 * 5 * 32  # five norms of width 32, whole on every device
+    assert held.parameters[0] == params - gains
+    copies = {"adamw": 2, "scion": 1}[optimizer]
+    assert held.moments[0] == pytest.approx(moments - copies * gains, abs=16)  # and counters
+
+
+def test_the_peak_is_that_of_the_largest_phase(teuken):
+    question = teuken()
+    plans = Plans.single(remat="none", fsdp=64, micro_batch=2, accumulation=4, sequence=4096)
+    held = memory(plans, question.setting, head_chunk=1024)
+    assert held.temporary[0] == max(held.of_phase(phase)[0] for phase in PHASES)
+    assert held.total[0] == pytest.approx(sum(held.split(0).values()))
+
+
+def test_kept_activations_grow_with_tokens_and_shrink_with_remat(teuken):
+    setting = teuken().setting
+    columns = {"fsdp": 8, "sequence": 4096}
+    one = memory(Plans.single(remat="none", **columns), setting, head_chunk=1024)
+    two = memory(Plans.single(remat="none", micro_batch=2, **columns), setting, head_chunk=1024)
+    full = memory(Plans.single(remat="full", **columns), setting, head_chunk=1024)
+    assert two.kept[0] == 2 * one.kept[0]
+    assert full.kept[0] < one.kept[0] / 10
+
+
+def test_light_scion_saves_one_sum(teuken):
+    setting = teuken("h100-sxm", 64, "optimizer={name: scion}").setting
+    columns = {"fsdp": 2, "accumulation": 4, "sequence": 4096, "micro_batch": 1}
+    plain, light = (
+        memory(Plans.single(light=light, **columns), setting, head_chunk=1024)
+        for light in (False, True)
+    )
+    assert plain.sum[0] == pytest.approx(4 * setting.shape.parameters / 2)
+    assert light.sum[0] == 0
+
+
+def test_tokens_that_travel_cost_memory_on_large_groups(teuken):
+    # 512-way FSDP gathers every token's embedding: found by compiling it, 32 GiB.
+    setting = teuken().setting
+    plans = Plans.single(fsdp=512, micro_batch=2, sequence=4096, remat="save_attention")
+    held = memory(plans, setting, head_chunk=1024)
+    assert held.states[0] == 2 * 512 * 8192 * 4096
+    assert "states" in held.split(0)
+
+
+def test_a_whole_logit_matrix_takes_more_than_chunks(teuken):
+    setting = teuken().setting
+    plans = Plans.single(fsdp=8, micro_batch=4, sequence=4096)
+    chunked, whole = (memory(plans, setting, head_chunk=chunk) for chunk in (1024, 0))
+    logits = 4 * (16_384 - 1024) * setting.shape.vocab
+    assert whole.logits[0] - chunked.logits[0] > 0.9 * logits
+
+
+def test_many_plans_are_as_each_alone(teuken):
+    setting = teuken().setting
+    rows = [plan_of(s, 8, sequence=4096, micro_batch=m) for s in STRATEGIES for m in (1, 2)]
+    fields = [field.name for field in dataclasses.fields(Plans)]
+    joined = Plans(*(np.concatenate([getattr(row, name) for row in rows]) for name in fields))
+    together = memory(joined, setting, head_chunk=1024).total
+    alone = [memory(row, setting, head_chunk=1024).total[0] for row in rows]
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_capacity_is_a_share_of_the_device(teuken):
+    setting = teuken("a100-40").setting
+    assert capacity(setting) == pytest.approx(0.95 * 42_331_013_120)

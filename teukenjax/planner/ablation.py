@@ -1,0 +1,191 @@
+"""Strategies × remat × micro-batch for real, on whatever devices exist: three columns of truth.
+
+Each case is predicted, compiled and run: memory, seconds of a step, bytes on the wire. A case has
+a process of its own, because a device's peak memory is that of its process.
+"""
+
+import csv
+import itertools
+import multiprocessing
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from teukenjax.errors import UserError
+from teukenjax.hardware import catalogue, find_hardware
+from teukenjax.planner.fabric import GIGA
+from teukenjax.planner.memory import memory
+from teukenjax.planner.plans import Plans
+from teukenjax.planner.program import collectives
+from teukenjax.planner.report import GIB
+from teukenjax.planner.search import Question
+from teukenjax.planner.step_time import step_time, wire_bytes
+from teukenjax.recipe import Recipe, load, validate
+from teukenjax.sharding import STRATEGIES, make_layout
+from teukenjax.train.plan import with_vocabulary
+from teukenjax.train.state import Program
+from teukenjax.train.step import batch_sharding, make_train_step
+
+SPLIT = {"hsdp": {"replica": 2}, "fsdp_tp": {"tensor": 2}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is tried: a recipe with these choices, ``micro_batch`` sequences per batch shard."""
+
+    recipe: Path
+    overrides: tuple[str, ...]
+    strategy: str
+    remat: str
+    micro_batch: int
+    repeats: int
+
+
+def ablate(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    *,
+    micro_batches: tuple[int, ...] = (1, 2),
+    remats: tuple[str, ...] = ("full", "save_attention"),
+    repeats: int = 5,
+) -> list[dict[str, str]]:
+    """The rows of all cases, in a table's order; a case that cannot run says why in ``failed``."""
+    load(recipe, overrides)  # a mistake is said once, and here
+    grid = itertools.product(STRATEGIES, remats, micro_batches)
+    cases = [Case(recipe, overrides, s, r, m, repeats) for s, r, m in grid]
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawned, max_tasks_per_child=1) as pool:
+        return list(pool.map(attempt, cases))
+
+
+def attempt(case: Case) -> dict[str, str]:
+    """One case's row."""
+    row = {"strategy": case.strategy, "remat": case.remat, "micro_batch": str(case.micro_batch)}
+    try:
+        return row | run_case(case) | {"failed": ""}
+    except (UserError, jax.errors.JaxRuntimeError) as error:
+        return row | {"failed": str(error).splitlines()[0][:200]}
+
+
+def run_case(case: Case) -> dict[str, str]:
+    """Predicts, compiles and runs one case on all devices."""
+    recipe = recipe_of(case, len(jax.devices()))
+    layout = make_layout(recipe.sharding)
+    program = Program(recipe, layout, platform=jax.devices()[0].platform)
+    state, tokens = program.init(), random_tokens(program)
+    compiled = make_train_step(program).lower(state, tokens).compile()
+    sizes = compiled.memory_analysis()
+    sent = sum(found.sent for found in collectives(compiled.as_text()))
+    row = predicted(case, recipe, layout) | {
+        "compiled_gib": f"{(sizes.argument_size_in_bytes + sizes.temp_size_in_bytes) / GIB:.4f}",
+        "compiled_sent_gb": f"{sent / GIGA:.4f}",
+    }
+    seconds = measure(compiled, state, tokens, case.repeats)
+    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return row | {
+        "measured_s": f"{seconds:.5f}",
+        "measured_gib": "" if peak is None else f"{peak / GIB:.4f}",
+    }
+
+
+def recipe_of(case: Case, devices: int) -> Recipe:
+    """The recipe with the case's choices and a batch of two micro-batches."""
+    base = with_vocabulary(load(case.recipe, case.overrides))
+    split = SPLIT.get(case.strategy, {})
+    shards = devices // split.get("tensor", 1)
+    changes = {
+        "sharding": {"strategy": case.strategy, "replica": 1, "fsdp": -1, "tensor": 1} | split,
+        "batch": {"sequences": 2 * shards * case.micro_batch, "accumulation": 2},
+        "compute": base.compute.model_dump() | {"remat": case.remat},
+    }
+    return validate(Recipe, base.model_dump(mode="json") | changes, str(case.recipe))
+
+
+def predicted(case: Case, recipe: Recipe, layout) -> dict[str, str]:
+    """By the model; seconds only for hardware that the catalogue knows."""
+    known = find_hardware(recipe.hardware, jax.devices()[0])
+    hw = known or next(iter(catalogue().values()))  # bytes do not depend on it
+    setting = Question(recipe, hw, layout.mesh.size).setting
+    plan = Plans.single(
+        strategy=case.strategy,
+        remat=case.remat,
+        micro_batch=case.micro_batch,
+        accumulation=2,
+        sequence=recipe.model.context,
+        light=getattr(recipe.optimizer, "light", False),
+        **layout.mesh.shape,
+    )
+    held = memory(plan, setting, head_chunk=recipe.compute.head_chunk)
+    seconds = step_time(plan, setting).total[0]
+    return {
+        "predicted_gib": f"{(held.total - held.reserve)[0] / GIB:.4f}",
+        "predicted_s": f"{seconds:.5f}" if known else "",
+        "predicted_sent_gb": f"{wire_bytes(plan, setting)[0] / GIGA:.4f}",
+    }
+
+
+def random_tokens(program: Program) -> jax.Array:
+    """A batch [A, B/A, S+1] in its place."""
+    recipe = program.recipe
+    parts = recipe.batch.accumulation
+    shape = (parts, recipe.batch.sequences // parts, recipe.model.context + 1)
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(recipe.model.vocab_size, size=shape, dtype=np.int32)
+    return jax.device_put(drawn, batch_sharding(program.layout))
+
+
+def measure(step, state, tokens, repeats: int) -> float:
+    """Median seconds of a step, the first one not counted."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        state, metrics = step(state, tokens)
+        jax.block_until_ready(metrics)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def write(rows: list[dict[str, str]], out: Path) -> None:
+    """OUT/ablation.csv, and OUT/ablation.png: predicted against compiled and measured."""
+    out.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with (out / "ablation.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    figure(rows).savefig(out / "ablation.png", dpi=120)
+
+
+def table(rows: list[dict[str, str]]) -> Table:
+    """The rows; predicted, compiled and measured beside each other."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    drawn = Table(*(name.replace("_", " ") for name in columns), box=None)
+    for row in rows:
+        drawn.add_row(*(row.get(name, "") for name in columns))
+    return drawn
+
+
+def figure(rows: list[dict[str, str]]) -> Figure:
+    """Three panels; a point on the diagonal is a prediction that holds."""
+    drawn = Figure(figsize=(13, 4), layout="constrained")
+    panels = (
+        ("memory, GiB", "predicted_gib", "compiled_gib"),
+        ("sent per device and step, GB", "predicted_sent_gb", "compiled_sent_gb"),
+        ("step, s", "predicted_s", "measured_s"),
+    )
+    for axes, (title, x, y) in zip(drawn.subplots(1, 3), panels, strict=True):
+        for strategy in STRATEGIES:
+            mine = [row for row in rows if row["strategy"] == strategy and row.get(x)]
+            points = [(float(row[x]), float(row[y])) for row in mine]
+            axes.plot(*zip(*points, strict=True) if points else ([], []), "o", label=strategy)
+        axes.axline((0, 0), slope=1, color="gray", linewidth=0.8)
+        axes.set(title=title, xlabel=x.split("_")[0], ylabel=y.split("_")[0])
+    drawn.axes[0].legend()
+    return drawn

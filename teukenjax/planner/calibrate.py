@@ -1,0 +1,147 @@
+"""Measures what a profile holds, on the devices at hand, in minutes."""
+
+import datetime
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+from rich.console import Console
+from ruamel.yaml import YAML
+
+from teukenjax.errors import UserError
+from teukenjax.kernels.attention import attention, choose
+from teukenjax.planner.profile import Profile, Timing
+
+PRODUCTS = (  # M, K, N
+    (16_384, 4096, 13_440),
+    (16_384, 13_440, 4096),
+    (16_384, 4096, 4096),
+    (8192, 8192, 8192),
+)
+ATTENTION = (4, 4096, 32, 8, 128)  # B, S, H, K, N
+COPY_BYTES = 2**32
+MESSAGES = tuple(2**power for power in range(20, 31, 2))  # bytes of the whole array
+REPEATS = 20
+
+
+def calibrate(
+    *,
+    products=PRODUCTS,
+    heads=ATTENTION,
+    copy_bytes: int = COPY_BYTES,
+    messages=MESSAGES,
+    repeats: int = REPEATS,
+) -> Profile:
+    """The profile of all local devices; the sizes are arguments for small machines."""
+    devices = jax.local_devices()
+    rates = [product_rate(shape, repeats) for shape in products]
+    return Profile(
+        device_kind=devices[0].device_kind,
+        devices=len(devices),
+        date=datetime.date.today().isoformat(),
+        versions={
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+            "platform": devices[0].client.platform_version.replace("\n", " "),
+        },
+        product_tflops=max(rates) / 1e12,
+        attention_tflops=attention_rate(heads, repeats) / 1e12,
+        copy_gb_per_s=copy_rate(copy_bytes, repeats) / 1e9,
+        collectives=tuple(collective_times(messages, repeats)),
+    )
+
+
+def seconds(function: Callable, *arguments, repeats: int) -> float:
+    """Of one call: a run of ``repeats`` calls is timed, after one that compiles."""
+    jax.block_until_ready(function(*arguments))
+    start = time.perf_counter()
+    for _ in range(repeats):
+        result = function(*arguments)
+    jax.block_until_ready(result)
+    return (time.perf_counter() - start) / repeats
+
+
+def product_rate(shape: tuple[int, int, int], repeats: int) -> float:
+    """FLOP/s of a bf16 product M × K × N."""
+    M, K, N = shape
+    keys = jax.random.split(jax.random.key(0))
+    a = jax.random.normal(keys[0], (M, K), jnp.bfloat16)
+    b = jax.random.normal(keys[1], (K, N), jnp.bfloat16)
+    return 2 * M * K * N / seconds(jax.jit(jnp.matmul), a, b, repeats=repeats)
+
+
+def attention_rate(heads: tuple[int, int, int, int, int], repeats: int) -> float:
+    """FLOP/s of causal attention, forward and backward, half of the square counted."""
+    B, S, H, K, N = heads
+    platform = jax.local_devices()[0].platform
+    chosen, _ = choose("auto", dtype="bfloat16", head_dim=N, platform=platform)
+    keys = jax.random.split(jax.random.key(1), 3)
+    shapes = ((B, S, H, N), (B, S, K, N), (B, S, K, N))
+    q, k, v = (
+        jax.random.normal(key, shape, jnp.bfloat16) for key, shape in zip(keys, shapes, strict=True)
+    )
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1, 2))
+    def gradients(q, k, v):
+        return attention(q, k, v, implementation=chosen).astype(jnp.float32).sum()
+
+    return 7 * B * H * S * S * N / seconds(gradients, q, k, v, repeats=repeats)
+
+
+def copy_rate(size: int, repeats: int) -> float:
+    """Bytes/s of x + 1 in fp32, read and written."""
+    x = jnp.zeros(size // 4, jnp.float32)
+    return 2 * size / seconds(jax.jit(lambda x: x + 1), x, repeats=repeats)
+
+
+def collective_times(messages: tuple[int, ...], repeats: int):
+    """All-gathers and reduce-scatters over all local devices; nothing on one."""
+    devices = jax.local_devices()
+    if len(devices) == 1:
+        return
+    mesh = jax.make_mesh((len(devices),), ("all",), (AxisType.Auto,), devices=devices)
+    bodies = {
+        "all-gather": (lambda x: jax.lax.all_gather(x, "all", tiled=True), P("all"), P()),
+        "reduce-scatter": (lambda x: jax.lax.psum_scatter(x, "all", tiled=True), P(), P("all")),
+    }
+    for kind, (body, before, after) in bodies.items():
+        shared = jax.shard_map(body, mesh=mesh, in_specs=before, out_specs=after, check_vma=False)
+        for size in messages:
+            x = jnp.zeros(size // 2, jnp.bfloat16)
+            x = jax.device_put(x, jax.NamedSharding(mesh, before))
+            yield Timing(
+                kind=kind, bytes=size, seconds=seconds(jax.jit(shared), x, repeats=repeats)
+            )
+
+
+def write(profile: Profile, out: Path) -> None:
+    """As YAML.
+
+    Raises:
+      UserError: when it cannot be written.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.sort_base_mapping_type_on_output = False
+    try:
+        with out.open("w", encoding="utf-8") as file:
+            yaml.dump(profile.model_dump(mode="json"), file)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
+
+
+def show(console: Console, profile: Profile) -> None:
+    """The rates, a line each."""
+    console.print(f"{profile.devices} × {profile.device_kind}, {profile.versions}")
+    console.print(f"product    {profile.product_tflops:,.1f} TFLOP/s")
+    console.print(f"attention  {profile.attention_tflops:,.1f} TFLOP/s, forward + backward")
+    console.print(f"copy       {profile.copy_gb_per_s:,.0f} GB/s")
+    for timing in profile.collectives:
+        share = timing.bytes * (1 - 1 / profile.devices) / timing.seconds / 1e9
+        console.print(f"{timing.kind} of {timing.bytes / 2**20:,.0f} MiB  {share:,.1f} GB/s")

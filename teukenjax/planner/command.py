@@ -1,0 +1,185 @@
+"""What ``teukenjax plan`` does, as one function for each question that it answers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from teukenjax.errors import UserError
+from teukenjax.hardware import named
+from teukenjax.planner import inverse
+from teukenjax.planner.memory import capacity
+from teukenjax.planner.profile import calibrated, profile_of
+from teukenjax.planner.report import GIB, print_answer
+from teukenjax.planner.search import Answer, Question, recipe_of, search
+from teukenjax.planner.software import software
+from teukenjax.planner.table import errors, mape, predict_table
+from teukenjax.recipe import Recipe, load, to_yaml, validate
+from teukenjax.run import write_atomically
+from teukenjax.train.plan import with_vocabulary
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of the command line."""
+
+    recipe: Path | None
+    overrides: tuple[str, ...]
+    hardware: str
+    devices: int
+    tokens: float | None
+    sequences: tuple[int, ...]
+
+    def question(self) -> Question:
+        """Read and checked; with a profile of that hardware, if there is one, applied.
+
+        Raises:
+          UserError: for a mistake in the recipe, or unknown hardware.
+        """
+        hw, constants = named(self.hardware), software("teukenjax")
+        profile = profile_of(hw)
+        if profile is not None:
+            hw, constants = calibrated(hw, constants, profile)
+        return Question(self._load(), hw, self.devices, self.sequences, constants)
+
+    @property
+    def budget(self) -> float:
+        """Tokens of the run: as asked, or the recipe's.
+
+        Raises:
+          UserError: for a number that is not positive.
+        """
+        if self.tokens is None:
+            recipe = self._load()
+            return float(recipe.steps * recipe.tokens_per_step)
+        if self.tokens <= 0:
+            raise UserError(f"--tokens {self.tokens:g}: expected a number above 0")
+        return self.tokens
+
+    def _load(self) -> Recipe:
+        if self.recipe is None:
+            raise UserError("plan: RECIPE is missing; only --table goes without one")
+        return with_vocabulary(load(self.recipe, self.overrides))
+
+
+def plan(
+    console: Console,
+    request: Request,
+    *,
+    top: int,
+    out: Path | None,
+    compiled: int,
+    report: Path | None,
+) -> None:
+    """The best plans; the first as a recipe at ``out``; the first ``compiled`` compiled."""
+    answer = search(request.question())
+    if not len(answer.best):
+        raise UserError(nothing_fits(answer))
+    print_answer(console, answer, top=top, tokens=request.budget)
+    if compiled:
+        from teukenjax.planner.oracle import check_best
+
+        check_best(console, answer, compiled)
+    if out is not None:
+        write_recipe(answer, out)
+        console.print(f"{out}: the first plan as a recipe for teukenjax train")
+    if report is not None:
+        from teukenjax.planner.document import write_document
+
+        write_document(answer, request.budget, report)
+        console.print(f"{report}: the report")
+
+
+def predict_rows(console: Console, table: Path, out: Path | None) -> None:
+    """Predicts a table of runs into ``out``, and says how far off it is where that is known."""
+    if out is None:
+        raise UserError("--table needs --out: where to write the rows with predictions")
+    rows = predict_table(table, out)
+    fit = sum(row["fits"] == "true" for row in rows)
+    console.print(f"{out}: {len(rows)} rows predicted, {fit} fit")
+    measured = [row for row in rows if row.get("tokens_per_s_per_gpu")]
+    if measured:
+        found = mape(errors(measured))
+        console.print(
+            f"mean absolute error of tokens/s on {len(measured)} measured rows: {found:.1%}"
+        )
+
+
+def run_ablation(console: Console, request: Request, out: Path) -> None:
+    """Every strategy × remat × micro-batch on the devices here: a table, a CSV, a picture."""
+    from teukenjax.planner.ablation import ablate, table, write
+
+    if request.recipe is None:
+        raise UserError("--ablate needs RECIPE")
+    rows = ablate(request.recipe, request.overrides)
+    write(rows, out)
+    console.print(table(rows))
+    console.print(f"{out}: ablation.csv, ablation.png")
+
+
+def write_recipe(answer: Answer, out: Path) -> Recipe:
+    """Writes the recipe of the best plan, and returns it as ``train`` will read it."""
+    recipe = recipe_of(answer.question.recipe, answer.prediction.plans, int(answer.best[0]))
+    checked = validate(Recipe, recipe.model_dump(mode="json"), str(out))
+    try:
+        write_atomically(out, to_yaml(checked))
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
+    return checked
+
+
+def nothing_fits(answer: Answer) -> str:
+    """By how much the plan that needs least is too large, and what would fit."""
+    question, prediction = answer.question, answer.prediction
+    needed, has = prediction.memory.total[answer.least] / GIB, capacity(prediction.setting) / GIB
+    fewest, longest = inverse.fewest_devices(question), inverse.longest_sequence(question)
+    ways = [f"{fewest} devices" if fewest else "no number of devices"]
+    ways.append(f"sequences of {longest}" if longest else "no shorter sequence")
+    return (
+        f"nothing fits on {question.devices} × {question.hw.name}: the smallest plan needs "
+        f"{needed:.1f} GiB of {has:.1f}, {needed - has:.1f} too much; what would fit: "
+        f"{' or '.join(ways)}"
+    )
+
+
+def inverse_questions(
+    console: Console, request: Request, *, target_days: float, mfu_floor: float
+) -> None:
+    """For each kind of hardware: how many for the target, the largest model, the network's floor.
+
+    ``request.hardware`` may name several kinds, with commas between them.
+    """
+    table = Table(box=None, title=f"{request.budget:.3g} tokens in {target_days:g} days, predicted")
+    titles = ("hardware", "devices", "days", "GPU-hours", "MFU")
+    for title in (
+        *titles,
+        f"largest model at {mfu_floor:.0%} MFU",
+        "FSDP × TP beats FSDP, node's network",
+    ):
+        table.add_column(title, justify="left" if title == "hardware" else "right")
+    for name in request.hardware.split(","):
+        single = Request(**{**vars(request), "hardware": name})
+        table.add_row(*_inverse_row(single, target_days=target_days, mfu_floor=mfu_floor))
+    console.print(table)
+
+
+def _inverse_row(request: Request, *, target_days: float, mfu_floor: float) -> list[str]:
+    question = request.question()
+    found = inverse.cluster_for(question, tokens=request.budget, target_days=target_days)
+    cells = [question.hw.name, f"more than {max(inverse.counts(question))}", "-", "-", "-"]
+    if found is not None:
+        answer = found.answer
+        question = question.on(devices=answer.question.devices)
+        mfu = answer.prediction.mfu[answer.best[0]]
+        hours = f"{found.gpu_hours:,.0f}"
+        cells[1:] = [f"{question.devices}", f"{found.days:.1f}", hours, f"{mfu:.1%}"]
+    largest = inverse.largest_model(question, mfu=mfu_floor)
+    cells.append(f"{_billions(largest)} on {question.devices}" if largest else "none")
+    cells.append(inverse.tensor_pays(question))
+    return cells
+
+
+def _billions(found) -> str:
+    _, answer = found
+    return f"{answer.prediction.setting.shape.parameters / 1e9:.1f} B"

@@ -1,0 +1,173 @@
+"""Bytes on each device, by what holds them.
+
+Arrays are [P], a row per plan. What rests (parameters, moments) is exact up to norm gains. What a
+step needs beside them peaks in one of four phases:
+
+    embed      kept activations, and the states of all tokens of the group, where tokens travel
+    loss       the sum of gradients, kept activations, logits, the table's gradient
+    backward   the sum and all of a micro-batch's gradients, a second one of a tied table, kept
+               activations, one layer's working set, its gathered weights and unreduced gradient
+    update     updates while they are gathered
+
+Source: derived; what the phases hold was read from compiled programs, and is compared with them in
+tests/planner/test_compiled.py and BUILD_NOTES.md.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from teukenjax.planner.fabric import GIGA
+from teukenjax.planner.plans import NAMES, Plans
+from teukenjax.planner.step_time import Setting
+
+PHASES = {
+    "embed": ("sum", "gradients", "kept", "states"),
+    "loss": ("sum", "kept", "logits", "table"),
+    "backward": ("sum", "gradients", "second", "kept", "layer", "gathered"),
+    "update": ("updates",),
+}
+RESTING = ("parameters", "moments", "reserve")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device; arrays [P].
+
+    Attributes:
+      parameters: fp32, as the strategy splits them.
+      moments: of the optimizer.
+      reserve: context, communication, fragmentation.
+      sum: fp32 sum over micro-batches.
+      gradients: fp32, of one micro-batch.
+      kept: activations from the forward to the backward pass.
+      states: 16-bit embeddings of all n devices' tokens, before each keeps its own.
+      logits: of a chunk, with what the loss holds beside them.
+      table: gradient of the output table.
+      layer: one layer's backward working set.
+      gathered: weights of layers in flight, and a layer's gradients before they are reduced.
+      second: gradient of a tied table's embedding, before it is added to that of its head.
+      updates: of leaves, while they are gathered.
+    """
+
+    parameters: np.ndarray
+    moments: np.ndarray
+    reserve: np.ndarray
+    sum: np.ndarray
+    gradients: np.ndarray
+    kept: np.ndarray
+    states: np.ndarray
+    logits: np.ndarray
+    table: np.ndarray
+    layer: np.ndarray
+    gathered: np.ndarray
+    second: np.ndarray
+    updates: np.ndarray
+
+    def of_phase(self, phase: str) -> np.ndarray:
+        """Bytes that one phase holds beside what rests."""
+        return np.sum([getattr(self, name) for name in PHASES[phase]], axis=0)
+
+    @property
+    def temporary(self) -> np.ndarray:
+        """Beside parameters, moments and reserve, at the peak."""
+        return np.max([self.of_phase(phase) for phase in PHASES], axis=0)
+
+    @property
+    def total(self) -> np.ndarray:
+        """At the peak."""
+        return self.parameters + self.moments + self.reserve + self.temporary
+
+    def split(self, index: int) -> dict[str, float]:
+        """One plan's bytes at its peak, by component."""
+        peak = max(PHASES, key=lambda phase: self.of_phase(phase)[index])
+        return {name: float(getattr(self, name)[index]) for name in (*RESTING, *PHASES[peak])}
+
+
+def memory(plans: Plans, setting: Setting, *, head_chunk: int) -> Memory:
+    """The components.
+
+    Args:
+      plans: P of them.
+      setting: what they have in common.
+      head_chunk: tokens per device whose logits exist at one time; 0 is all of them.
+    """
+    shape, constants = setting.shape, setting.software
+    phi, E, remats = shape.parameters, plans.tokens, plans.remats(shape)
+    owned = 4.0 * phi / plans.shards("gradients")
+    # Light Scion's sum is its momentum, which is counted there. That of zero1 is split as its
+    # moments are, though its gradients are not: the compiler finds that by itself.
+    summed = (plans.accumulation > 1) & ~plans.light & constants.separate_sum
+    logits, table = _loss(plans, setting, head_chunk)
+    return Memory(
+        parameters=4.0 * phi / plans.shards("parameters"),
+        moments=setting.optimizer.state_bytes * phi / plans.shards("optimizer"),
+        reserve=np.full(len(plans), constants.reserve_gb * GIGA),
+        sum=np.where(summed, 4.0 * phi / plans.shards("optimizer"), 0.0),
+        gradients=owned,
+        kept=E * shape.layers * (remats.whole + (remats.kept - remats.whole) / plans.tensor),
+        states=2.0 * _group(plans, setting) * E * shape.width,
+        logits=logits,
+        table=table,
+        layer=E * constants.layer_widths * 2.0 * shape.width,
+        gathered=_gathered(plans, setting),
+        second=_second(plans, setting),
+        updates=_updates(plans, setting),
+    )
+
+
+def capacity(setting: Setting) -> float:
+    """Bytes of a device that a step may use."""
+    return setting.software.usable * setting.hw.target.memory_bytes
+
+
+def _group(plans: Plans, setting: Setting) -> np.ndarray:
+    """n: devices that exchange tokens because they share a vocabulary table; 0 if none do."""
+    n = plans.shards("parameters", "vocab") / plans.tensor
+    return np.where(setting.software.table_stays & (n > 1), n, 0.0)
+
+
+def _loss(plans: Plans, setting: Setting, head_chunk: int):
+    """Logits of a chunk with the table in 16 bits, and the table's fp32 gradient.
+
+    logit_held_bytes for each logit of a chunk. Where tokens travel, a chunk is of all n devices of
+    the group and each sees V/n rows, as many logits as alone; but its hidden states and their
+    fp32 gradient, before and after its sum, are there for all: (2 + 4 + 4)·n·chunk·D.
+    """
+    shape, constants = setting.shape, setting.software
+    tokens = np.minimum(plans.tokens, head_chunk) if head_chunk else plans.tokens
+    logits = tokens * shape.vocab * constants.logit_held_bytes / plans.tensor
+    split = plans.shards("parameters", "vocab") if constants.table_stays else plans.tensor
+    rows = shape.vocab / split
+    states = 10.0 * _group(plans, setting) * tokens * shape.width
+    return logits + 2.0 * rows * shape.width + states, 4.0 * rows * shape.width
+
+
+def _gathered(plans: Plans, setting: Setting) -> np.ndarray:
+    """(1 + n)·2·φ_layer in 16 bits with a prefetch of n = 1, and one gradient to be reduced.
+
+    Source: derived. Weights that are whole are only cast, and their gradients written in place.
+    """
+    shape, constants = setting.shape, setting.software
+    unit = shape.layer_weights / shape.layers / plans.tensor
+    tables = 0.0 if constants.table_stays else 2.0 * shape.table_weights / plans.tensor
+    split = plans.shards("parameters") > plans.tensor
+    reduced = np.where(plans.shards("gradients") > 1, constants.gradient_bytes * unit, 0.0)
+    return np.where(split, 4.0 * unit + tables, 2.0 * unit) + reduced
+
+
+def _second(plans: Plans, setting: Setting) -> np.ndarray:
+    """4·V·D of a tied table on several devices, split as gradients are; alone, it is added to."""
+    shape, constants = setting.shape, setting.software
+    twice = constants.table_stays & shape.tied & (plans.devices > 1)
+    return np.where(twice, 4.0 * shape.vocab * shape.width / plans.shards("gradients"), 0.0)
+
+
+def _updates(plans: Plans, setting: Setting) -> np.ndarray:
+    """An MLP's updates, 4·L·3·D·F, which zero2 gathers together.
+
+    Source: read from compiled programs of our step; other software's is not known and left out.
+    """
+    leaves = 4.0 * setting.shape.layers * setting.shape.mlp_weights
+    ours = plans.strategy == NAMES.index("zero2")
+    return np.where(ours & setting.software.table_stays, leaves, 0.0)

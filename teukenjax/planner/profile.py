@@ -1,0 +1,71 @@
+"""A machine's measured rates, and what they change in a prediction.
+
+The shares in ``configs/software`` were fitted on machines where a plain product, attention, copy
+and gather reached certain shares of the datasheet. A profile measures the same four things on
+another machine; the hardware's numbers are then scaled until it would have reached those shares.
+"""
+
+import functools
+
+from teukenjax.hardware import Hardware, configs
+from teukenjax.planner.software import FAST_SHARE, Software
+from teukenjax.recipe import PositiveFloat, Section, read_yaml, validate
+
+PRODUCT_SHARE = 696 / 794.5  # H200: 16384 × 4096 × 13440 in bf16, of the best product
+COPY_SHARE = 3.0 / 3.35  # H100: reachable, of the datasheet's memory bandwidth
+
+
+class Timing(Section):
+    """One collective."""
+
+    kind: str
+    bytes: int  # of the whole array
+    seconds: PositiveFloat
+
+
+class Profile(Section):
+    """What ``teukenjax bench calibrate`` measured; a file of ``configs/hardware/profiles``."""
+
+    device_kind: str
+    devices: int
+    date: str
+    versions: dict[str, str]
+    product_tflops: PositiveFloat  # the best of a sweep of training's products
+    attention_tflops: PositiveFloat  # causal, half its square counted, forward + backward
+    copy_gb_per_s: PositiveFloat  # read + written
+    collectives: tuple[Timing, ...] = ()
+
+    @property
+    def gather_gb_per_s(self) -> float | None:
+        """Of the largest all-gather, what each device receives a second; none on one device."""
+        gathers = [timing for timing in self.collectives if timing.kind == "all-gather"]
+        if not gathers:
+            return None
+        largest = max(gathers, key=lambda timing: timing.bytes)
+        return largest.bytes * (1 - 1 / self.devices) / largest.seconds / 1e9
+
+
+@functools.cache
+def profiles() -> tuple[Profile, ...]:
+    """All committed profiles."""
+    paths = sorted((configs() / "hardware" / "profiles").glob("*.yaml"))
+    return tuple(validate(Profile, read_yaml(path), str(path)) for path in paths)
+
+
+def profile_of(hw: Hardware) -> Profile | None:
+    """The profile of that hardware measured on most devices, if there is one."""
+    mine = [profile for profile in profiles() if profile.device_kind in hw.device_kinds]
+    return max(mine, key=lambda profile: profile.devices, default=None)
+
+
+def calibrated(hw: Hardware, constants: Software, profile: Profile) -> tuple[Hardware, Software]:
+    """Hardware and shares as the profile found them."""
+    best = profile.product_tflops / PRODUCT_SHARE
+    node = hw.node
+    if profile.gather_gb_per_s is not None and profile.devices <= node.devices:
+        fast = profile.gather_gb_per_s / FAST_SHARE
+        node = node.model_copy(update={"fast_gb_per_s": fast})
+    copy = profile.copy_gb_per_s / COPY_SHARE
+    found = {"matmul_tflops": best, "memory_gb_per_s": copy, "node": node}
+    share = {"attention": profile.attention_tflops / best}
+    return hw.model_copy(update=found), constants.model_copy(update=share)

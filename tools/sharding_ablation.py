@@ -1,0 +1,42 @@
+"""Every strategy, remat policy and micro-batch on the devices at hand: predicted, compiled, run.
+
+    uv run python tools/sharding_ablation.py configs/recipes/teuken-7b.yaml --out ablation
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_PLATFORMS=cpu \\
+        uv run python tools/sharding_ablation.py configs/quickstart.yaml model.vocab_size=1024 \\
+        model.kv_heads=2 compute.dtype=float32
+
+Prints a table and writes OUT/ablation.csv and OUT/ablation.png. The CPU's compiler allocates and
+communicates differently from the GPU's: there, memory is a hint and seconds are not predicted.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from teukenjax.planner.ablation import ablate, table, write
+
+
+def main(
+    recipe: Annotated[Path, typer.Argument(help="A recipe with model.vocab_size.")],
+    overrides: Annotated[list[str] | None, typer.Argument()] = None,
+    micro_batch: Annotated[list[int], typer.Option(help="Sequences per batch shard.")] = (1, 2),
+    remat: Annotated[list[str], typer.Option()] = ("full", "save_attention"),
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    out: Annotated[Path, typer.Option(help="A folder.")] = Path("ablation"),
+) -> None:
+    """Runs all cases, one process each."""
+    rows = ablate(
+        recipe,
+        tuple(overrides or []),
+        micro_batches=tuple(micro_batch),
+        remats=tuple(remat),
+        repeats=repeats,
+    )
+    write(rows, out)
+    Console(width=200).print(table(rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)
