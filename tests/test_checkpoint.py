@@ -9,10 +9,13 @@ from teukenjax.checkpoint import Checkpoints, find
 from teukenjax.errors import UserError
 from teukenjax.recipe import CheckpointConfig
 
+# Random, so that compression leaves the bytes of the array themselves to be damaged.
+WEIGHTS = np.random.default_rng(0).normal(size=4096).astype(np.float32)
+
 
 def state_on(spec: PartitionSpec, devices: int):
     mesh = jax.make_mesh((devices,), ("x",), devices=jax.devices()[:devices])
-    values = {"params": {"w": np.arange(64, dtype=np.float32)}, "step": np.int32(3)}
+    values = {"params": {"w": WEIGHTS}, "step": np.int32(3)}
     shardings = {
         "params": {"w": NamedSharding(mesh, spec)},
         "step": NamedSharding(mesh, PartitionSpec()),
@@ -46,16 +49,16 @@ def test_state_is_restored_onto_another_mesh(tmp_path):
     for spec, devices in ((PartitionSpec(), 1), (PartitionSpec("x"), 2), (PartitionSpec(), 8)):
         wanted = shapes(state_on(spec, devices))
         restored = checkpoints.restore(7, wanted)
-        np.testing.assert_array_equal(restored["params"]["w"], np.arange(64))
+        np.testing.assert_array_equal(restored["params"]["w"], WEIGHTS)
         assert restored["params"]["w"].sharding == wanted["params"]["w"].sharding
-    assert checkpoints.about(7) == {"step": 7}
+    assert checkpoints.about(7)["step"] == 7
     checkpoints.close()
 
 
 def test_parameters_are_restored_alone(tmp_path):
     checkpoints = save(tmp_path, [7])
     params = checkpoints.restore_params(7, shapes(state_on(PartitionSpec("x"), 4))["params"])
-    np.testing.assert_array_equal(params["w"], np.arange(64))
+    np.testing.assert_array_equal(params["w"], WEIGHTS)
     checkpoints.close()
 
 
@@ -84,6 +87,8 @@ def test_damage_is_one_line_that_names_the_checkpoint(damage, tmp_path):
     ) as e:
         checkpoints.restore(2, shapes(state_on(PartitionSpec("x"), 8)))
     assert "\n" not in str(e.value)
+    with pytest.raises(UserError, match=r"checkpoints/2: .*damaged"):
+        checkpoints.restore_params(2, shapes(state_on(PartitionSpec("x"), 8))["params"])
     assert checkpoints.restore(1, shapes(state_on(PartitionSpec("x"), 8)))["step"] == 3
     checkpoints.close()
 

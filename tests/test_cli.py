@@ -1,5 +1,7 @@
 """The command line: what it offers, and how it answers mistakes."""
 
+import re
+
 import pytest
 import typer.main
 
@@ -17,9 +19,15 @@ VERBS = {
     "export": {"run", "out", "dtype"},
     "bench calibrate": {"out"},
     "data prepare": {
-        "text", "out", "train_tokenizer", "tokenizer", "holdout", "text_field", "language_field",
-        "max_broken", "threads",
+        "text", "out", "train_tokenizer", "tokenizer", "append", "holdout", "text_field",
+        "language_field", "max_broken", "processes",
     },
+    "data verify": {"store"},
+    "data clean": {"text", "out", "config", "text_field", "language_field"},
+    "data inspect": {"recipe", "overrides", "windows", "plot_file"},
+    "tokenizer train": {"mixture", "vocab_size", "out", "text", "bytes_per_language"},
+    "tokenizer report": {"tokenizers", "text", "bytes_per_language", "json_file", "plot_file"},
+    "data fingerprint": {"recipe", "overrides", "steps", "start", "processes"},
 }  # fmt: skip
 
 RECIPE = """
@@ -55,7 +63,7 @@ def recipe(tmp_path):
 def test_the_surface_grows_only_on_purpose():
     group = typer.main.get_command(cli.app)
     commands = dict(group.commands)
-    for outer in ("data", "bench"):
+    for outer in ("data", "tokenizer", "bench"):
         nested = commands.pop(outer).commands
         commands |= {f"{outer} {name}": command for name, command in nested.items()}
     found = {name: {p.name for p in command.params} for name, command in commands.items()}
@@ -76,6 +84,37 @@ def test_shardings_need_no_devices_and_end_with_the_totals(call):
     assert "mesh replica 1 × fsdp 64 × tensor 1" in out
     assert out.splitlines()[-1].startswith("total: 7,452,725,248 parameters, ")
     assert out.splitlines()[-1].endswith(" bytes per device")
+
+
+def test_the_fingerprint_is_that_of_the_tokens_whatever_the_processes(call, recipe):
+    code, out, _ = call("data", "fingerprint", recipe, "--steps", 3, "--processes", 2)
+    assert code == 0
+    whole = out.splitlines()[-1]
+    assert re.fullmatch("[0-9a-f]{32}", whole)
+    assert call("data", "fingerprint", recipe, "--steps", 3)[1] == whole + "\n"
+    assert call("data", "fingerprint", recipe, "--steps", 2, "--start", 1)[1] != whole + "\n"
+
+
+def test_inspecting_shows_counts_windows_and_a_picture(call, recipe, tmp_path):
+    picture = tmp_path / "p.png"
+    code, out, _ = call("data", "inspect", recipe, "--windows", 2, "--plot", picture)
+    assert code == 0
+    assert re.search(r"^ all +256\b", out, re.MULTILINE)
+    assert re.search(r"^row 1: \w\w, window \d+: ", out, re.MULTILINE)
+    assert picture.stat().st_size > 10_000
+
+
+def test_a_tokenizer_is_trained_and_reported(call, tmp_path):
+    mixture, folder = "configs/mixtures/eu24-balanced.yaml", tmp_path / "t"
+    code, out, _ = call("tokenizer", "train", mixture, "--vocab-size", 1200, "--out", folder)
+    assert code == 0
+    assert out.startswith(f"{folder}: tokenizer ")
+    code, out, _ = call(
+        "tokenizer", "report", folder, "--plot", tmp_path / "p.png", "--json", tmp_path / "r.json"
+    )
+    assert code == 0
+    assert "t: 1,200 pieces: latin" in out
+    assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
 def test_a_plan_needs_no_devices_and_its_recipe_is_read_by_train(call, tmp_path):
@@ -101,10 +140,27 @@ MISTAKES = {
     "no tokenizer": (["data", "prepare", "sample", "--out", "{tmp}/s"], "tokenizer"),
     "vocabulary too small": (["data", "prepare", "sample", "--out", "{tmp}/s", "--train-tokenizer",
                               "100"], "100"),
+    "store below a file": (["data", "prepare", "sample", "--out", "{recipe}/s",
+                            "--train-tokenizer", "900"], "{recipe}/s.partial: cannot be made"),
+    "share of broken lines": (["data", "prepare", "sample", "--out", "{tmp}/s", "--max-broken", "7",
+                               "--train-tokenizer", "900"], "max_broken=7.0: a share from 0 to 1"),
     "unknown hardware": (["train", "{recipe}", "hardware=h100-smx"], "did you mean 'h100-sxm'?"),
     "cudnn on a cpu": (["train", "{recipe}", "compute.attention=cudnn"], "cannot run"),
+    "processes that do not divide": (["data", "fingerprint", "{recipe}", "--processes", "3"],
+                                     "processes=3: batch.sequences=8 is not a multiple"),
+    "packing that attention lacks": (["train", "{recipe}", "data.packing=best_fit"],
+                                     "attention does not take segments yet"),
+    "no such tokenizer": (["tokenizer", "report", "{tmp}/t.model"], "t.model: cannot be read"),
+    "mixture of another text": (["tokenizer", "train", "configs/mixtures/eu24-balanced.yaml",
+                                 "--data", "{tmp}/empty", "--vocab-size", "600", "--out",
+                                 "{tmp}/s"], "{tmp}/empty: no text files found"),
+    "nothing to verify": (["data", "verify", "{tmp}/s"], "{tmp}/s: is not a token store"),
+    "nothing to append to": (["data", "prepare", "sample", "--out", "{tmp}/s", "--append"],
+                             "{tmp}/s: is not a token store"),
+    "no such language": (["train", "{recipe}", "data.weights={{xx: 1.0}}"], "no language 'xx'"),
     "no such run": (["eval", "{tmp}/none", "--data", "{tmp}"], "{tmp}/none: no such run"),
     "not a run": (["generate", "{tmp}/empty", "--prompt", "x"], "not a run directory"),
+    "seed out of range": (["generate", "{tmp}", "--prompt", "x", "--seed", "-1"], "seed=-1: "),
     "not a mesh": (["shardings", "{recipe}", "sharding.fsdp=3", "--devices", "8"], "8 devices"),
     "export over something": (["export", "{tmp}/run", "{tmp}"], "exists already"),
     "plan without a recipe": (["plan"], "RECIPE is missing"),

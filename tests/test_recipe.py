@@ -88,11 +88,10 @@ def test_key_of_the_other_optimizer_is_unknown(small):
         ("schedule.1.shape=flat", "input should be 'constant', 'linear' or 'cosine'"),
         ("optimizer.beta2=.nan", "unknown key 'optimizer.beta2'"),
         ("optimizer.learning_rate=.nan", "input should be greater than 0"),
-        ("optimizer.name=adam", "'adamw', 'scion'"),
-        (
-            "optimizer={nesterov: true}",
-            "key 'optimizer' is {\"nesterov\": true}: unable to extract",
-        ),
+        ("seed=4294967296", "key 'seed' is 4294967296: input should be less than 4294967296"),
+        ("optimizer.name=adam", "key 'optimizer.name' is \"adam\": did you mean 'adamw'?"),
+        ("optimizer.name=sgd", "key 'optimizer.name' is \"sgd\": allowed: adamw, scion"),
+        ("optimizer={nesterov: true}", "key 'optimizer.name' is missing: allowed: adamw, scion"),
     ],
 )
 def test_wrong_value_is_named_with_its_key_and_what_is_allowed(small, override, expected):
@@ -211,6 +210,13 @@ def test_file_that_is_not_utf8_is_refused(tmp_path):
     assert complaint(path) == f"{path}: cannot be read: not UTF-8 text"
 
 
+@pytest.mark.parametrize("text", ["prompt: \0", "prompt: &loop [*loop]"])
+def test_junk_and_cycles_are_one_line(write, text):
+    message = complaint(write(text))
+    assert message.startswith(str(write(text)))
+    assert "\n" not in message
+
+
 @pytest.mark.parametrize("broken", ["steps: [1", "steps: 1\nsteps: 2", "steps: a: b"])
 def test_yaml_error_has_its_line_number(write, broken):
     lines = f"out: runs/test\n{broken}".count("\n") + 1
@@ -276,3 +282,18 @@ def test_resolved_recipes_are_those_of_the_goldens():
     regenerate.check(files)
     stored = {f"recipes/{path.name}" for path in (regenerate.HERE / "recipes").iterdir()}
     assert stored == set(files)
+
+
+def test_a_mixture_may_be_a_file_in_a_recipe_and_on_the_command_line(write, small):
+    mixture = write("{stages: [{tokens: 5, weights: {de: 1}}, {}]}", "mix.yaml")
+    named = write(SMALL.replace("{store: stores/test}", "{mixture: mix.yaml}"), "named.yaml")
+    stages = load(named).data.mixture.stages
+    assert [stage.tokens for stage in stages] == [5, None]
+    assert load(small, [f"data.mixture={mixture}"]).data.mixture.stages == stages
+    assert "x.yaml: cannot be read" in complaint(small, "data.mixture=x.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/mixtures").glob("*.yaml")), ids=str)
+def test_every_shipped_mixture_is_one(small, path):
+    recipe = load(small, [f"data.mixture={path}"])
+    assert load(small, [f"data={json.dumps(recipe.data.model_dump(mode='json'))}"]) == recipe

@@ -37,7 +37,7 @@ def begun(make_recipe, tokenizer):
     """The recipe of a run that has saved a checkpoint."""
     recipe = make_recipe()
     RunDirectory(recipe).adopt(recipe, tokenizer)
-    (recipe.out / "checkpoints").mkdir()
+    (recipe.out / "checkpoints/5").mkdir(parents=True)
     return recipe
 
 
@@ -49,6 +49,9 @@ def begun(make_recipe, tokenizer):
         ({"optimizer": {"name": "adamw"}}, "optimizer.name was scion .* cannot become adamw"),
         ({"model": MODEL | {"ffn": 64}}, "model.ffn was 32 .* cannot become 64"),
         ({"data": {"temperature": 2.0}}, "data.temperature was 1.0 .* cannot become 2.0"),
+        ({"data": {"packing": "best_fit"}}, "data.packing was concat .* cannot become best_fit"),
+        ({"data": {"segments": True}}, "data.segments was False .* cannot become True"),
+        ({"data": {"mixture": {}}}, "data.mixture"),
     ],
 )
 def test_what_would_break_a_begun_run_is_refused(changes, named, begun, make_recipe, tokenizer):
@@ -69,14 +72,17 @@ def test_the_rest_may_change_and_is_told(begun, make_recipe, tokenizer):
 def test_before_the_first_checkpoint_everything_may_change(make_recipe, tokenizer):
     recipe = make_recipe()
     RunDirectory(recipe).adopt(recipe, tokenizer)
+    (recipe.out / "checkpoints").mkdir()  # a run has it from its start on
     recipe = make_recipe(seed=8)
     assert RunDirectory(recipe).adopt(recipe, tokenizer) == {"seed": (42, 8)}
 
 
-def test_another_tokenizer_is_refused(begun):
-    other = train_tokenizer(["one tall text about bread and rivers"] * 3, vocab_size=534)
+@pytest.mark.parametrize("size", [534, 533])
+def test_another_tokenizer_is_refused(begun, make_recipe, size):
+    other = train_tokenizer(["one tall text about bread and rivers"] * 3, vocab_size=size)
+    recipe = make_recipe(model=MODEL | {"vocab_size": size})
     with pytest.raises(UserError, match=r"tokenizer .* differs from the run's"):
-        RunDirectory(begun).adopt(begun, other)
+        RunDirectory(recipe).adopt(recipe, other)
 
 
 def test_a_directory_with_other_things_in_it_is_refused(make_recipe):
@@ -100,5 +106,6 @@ def test_find_refuses_what_is_no_run(tmp_path, begun):
         find(tmp_path / "nowhere")
     with pytest.raises(UserError, match="not a run directory"):
         find(tmp_path)
+    (begun.out / "checkpoints/5").rmdir()
     with pytest.raises(UserError, match="no checkpoint yet"):
         find(begun.out)

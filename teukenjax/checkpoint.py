@@ -5,14 +5,22 @@ on. A step appears under its final name only when all of it is written, so a kil
 whole checkpoints and at worst a temporary folder. Nothing is pickled.
 
     RUN/checkpoints/200/state    arrays, one global copy whatever the mesh that wrote them
-    RUN/checkpoints/200/about    JSON: step, recipe, tokenizer, data position, versions
+    RUN/checkpoints/200/about    JSON: step, recipe, tokenizer, data position, versions, sums
+
+The files of an array carry no checksum, so a flipped byte in one would come back as a weight. So
+the sum of each array's bits is kept in ``about`` and compared with what was read.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jaxtyping import Array, UInt32
 
 from teukenjax import late_reads
 from teukenjax.errors import UserError
@@ -40,6 +48,10 @@ class Checkpoints:
         handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
         self.folder = folder
+        # Writing goes on between calls, and so does what comes too late of it.
+        self._late = contextlib.ExitStack()
+        if config is not None:
+            self._late.enter_context(late_reads.dropped())
 
     def latest(self) -> int | None:
         """The newest complete step."""
@@ -53,17 +65,21 @@ class Checkpoints:
         """Starts writing ``state`` as ``step``; returns once the arrays are copied to the host."""
         if step in self.steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
-            ),
+        about = about | {"sums": _sums(state)}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
         )
+        with self._writing():
+            self._manager.save(step, args=items)
 
     def about(self, step: int) -> dict:
-        """The JSON that was saved beside the arrays."""
-        restored = self._restore(step, about=ocp.args.JsonRestore())
-        return restored["about"]
+        """The JSON that was saved beside the arrays, and their ``sums``."""
+        with self._reading(step):
+            items = ocp.args.Composite(about=ocp.args.JsonRestore())
+            about = self._manager.restore(step, args=items)["about"]
+            if "sums" not in about:
+                raise ValueError("'about' holds no sums of the arrays")
+            return about
 
     def restore(self, step: int, abstract: Any) -> Any:
         """The state of ``step``, each array read straight into its placement.
@@ -71,8 +87,15 @@ class Checkpoints:
         Args:
           step: one of ``steps()``.
           abstract: tree of ``ShapeDtypeStruct`` with shardings; any mesh will do.
+
+        Raises:
+          UserError: when a file is missing or damaged, or an array has another shape.
         """
-        return self._restore(step, state=ocp.args.StandardRestore(abstract))["state"]
+        with self._reading(step):
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            state = self._manager.restore(step, args=items)["state"]
+            self._check_sums(step, state)
+            return state
 
     def restore_params(self, step: int, abstract: Any) -> Any:
         """Only the parameters of ``step``: a third of the state or less is read."""
@@ -82,39 +105,78 @@ class Checkpoints:
             partial_restore=True,
         )
         path = self.folder / str(step) / "state"
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            try:
-                with late_reads.dropped():
-                    return reader.restore(path, args=args)["params"]
-            except Exception as error:
-                raise self._damaged(step, error) from None
+        with self._reading(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            restored = reader.restore(path, args=args)
+            self._check_sums(step, restored)
+            return restored["params"]
 
     def wait(self) -> None:
         """Blocks until nothing is being written any more."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Finishes what is being written."""
-        self._manager.close()
+        with self._late, self._writing():
+            self._manager.close()
 
-    def _restore(self, step: int, **items):
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of this save, or of one before it that went on meanwhile
+            raise UserError(
+                f"{self.folder}: a checkpoint cannot be written: {_reason(error)}; "
+                "those before it are whole"
+            ) from None
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
         try:
             with late_reads.dropped():
-                return self._manager.restore(step, args=ocp.args.Composite(**items))
+                yield
+        except UserError:
+            raise
         except Exception as error:
             raise self._damaged(step, error) from None
 
+    def _check_sums(self, step: int, tree: Any) -> None:
+        saved = self.about(step)["sums"]
+        changed = [name for name, value in _sums(tree).items() if saved.get(name) != value]
+        if changed:
+            raise ValueError(f"'{changed[0]}' is not what was saved")
+
     def _damaged(self, step: int, error: Exception) -> UserError:
-        # Orbax wraps what met the damage first in layers of its own; the innermost says what.
-        while error.__cause__ or error.__context__:
-            error = error.__cause__ or error.__context__
-        reason = " ".join(str(error).split()) or type(error).__name__
         others = [other for other in self.steps() if other != step]
         advice = f"; remove it to go on from step {others[-1]}" if others else ""
         return UserError(
             f"{self.folder / str(step)}: the checkpoint is damaged or of another shape: "
-            f"{reason[:240]}{advice}"
+            f"{_reason(error)}{advice}"
         )
+
+
+def _reason(error: BaseException) -> str:
+    """One line: Orbax wraps what met the fault first in layers of its own; the innermost says."""
+    while inner := error.__cause__ or (not error.__suppress_context__ and error.__context__):
+        error = inner
+    text = " ".join(str(error).split()) or type(error).__name__
+    # TensorStore begins with the array and ends with the system's word.
+    return text if len(text) <= 320 else f"{text[:120]} … {text[-200:]}"
+
+
+def _sums(tree: Any) -> dict[str, int]:
+    """Name → sum of an array's bits, modulo 2^32: the same on any mesh, one pass in memory."""
+    named, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(_bit_sums(tree)))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): int(x) for path, x in named}
+
+
+@jax.jit
+def _bit_sums(tree: Any) -> Any:
+    def add(x: Array) -> UInt32[Array, ""]:
+        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+        return jnp.sum(bits, dtype=jnp.uint32)
+
+    return jax.tree.map(add, tree)
 
 
 def find(run: Path) -> tuple[Path, int]:

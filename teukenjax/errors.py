@@ -1,7 +1,9 @@
 """The one exception that means "the user can mend this"."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -17,3 +19,14 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     allowed = sorted(allowed)
     close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"allowed: {', '.join(allowed)}"
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Says in one line, as a UserError, what a full or unwritable disk does to work on ``path``."""
+    try:
+        yield
+    except OSError as error:
+        # A write that fails does not know its file.
+        where, reason = error.filename or path, error.strerror or error
+        raise UserError(f"{where}: cannot be written: {reason}") from None

@@ -7,6 +7,7 @@ RUN/metrics.jsonl    one object a step
 RUN/tensorboard/     the same as events
 RUN/eval.json        bits per byte for each language, before, during and after
 RUN/loss.png         the loss curve
+RUN/eval-*.json      bits per byte on other texts (`teukenjax eval`)
 """
 
 import json
@@ -38,9 +39,14 @@ FIXED = (
     "batch.sequences",
     "data.weights",
     "data.temperature",
+    "data.mixture",
+    "data.packing",
+    "data.segments",
     "optimizer.name",
     "optimizer.momentum",
 )
+# These may change their value, but a part of the saved state is there only with one.
+OPTIONAL = ("telemetry.every",)
 
 
 class RunDirectory:
@@ -83,6 +89,7 @@ class RunDirectory:
         Raises:
           UserError: when something changed that cannot, or the tokenizer is another one.
         """
+        self._adopt_tokenizer(tokenizer)  # before the keys: it is what a changed vocab_size means
         old = flatten(load(self._recipe))
         new = flatten(recipe)
         changed = {
@@ -91,13 +98,14 @@ class RunDirectory:
             if old.get(key) != new.get(key)
         }
         refused = [key for fixed in FIXED for key in changed if key.startswith(fixed)]
-        if refused and (self.path / FOLDER).is_dir():
+        saved = any(path.name.isdigit() for path in (self.path / FOLDER).glob("*"))
+        refused += [key for key in OPTIONAL if None in changed.get(key, ())]
+        if refused and saved:
             was, now = changed[refused[0]]
             raise UserError(
                 f"{self.path}: {refused[0]} was {was} when the run began and cannot become {now}: "
                 f"choose another out, or set it back"
             )
-        self._adopt_tokenizer(tokenizer)
         write_atomically(self._recipe, to_yaml(recipe))
         return changed
 
@@ -116,7 +124,10 @@ class RunDirectory:
     def evaluations(self) -> list[dict]:
         """The rows of eval.json, by step."""
         path = self.path / "eval.json"
-        return json.loads(path.read_text()) if path.is_file() else []
+        try:
+            return json.loads(path.read_text()) if path.is_file() else []
+        except ValueError:
+            raise UserError(f"{path}: is damaged: not JSON: remove it") from None
 
     def record_evaluation(self, step: int, scores: dict[str, Any]) -> None:
         """Adds the scores after ``step`` steps to eval.json, in place of older ones for it."""
@@ -136,6 +147,7 @@ def write_atomically(path: Path, text: str) -> None:
 class LoadedRun(NamedTuple):
     """A run's model, ready to use."""
 
+    path: Path  # of the run directory
     recipe: Recipe
     tokenizer: Tokenizer
     model: Functional
@@ -163,7 +175,7 @@ def load_run(run: Path, *, devices: list[jax.Device] | None = None) -> LoadedRun
     checkpoints = Checkpoints(path)
     params = checkpoints.restore_params(step, abstract)
     checkpoints.close()
-    return LoadedRun(recipe, tokenizer, model, params, step)
+    return LoadedRun(path, recipe, tokenizer, model, params, step)
 
 
 def _that_divide(config: ModelConfig, devices: list[jax.Device] | None) -> list[jax.Device]:

@@ -12,10 +12,11 @@ import jax
 from rich.console import Console
 
 from teukenjax.data.loader import batches
-from teukenjax.data.mixture import Mixture
+from teukenjax.data.prepare import open_store
+from teukenjax.data.stream import Stream
 from teukenjax.recipe import load
 from teukenjax.sharding import make_layout
-from teukenjax.train.loop import open_store, resolve
+from teukenjax.train.loop import resolve
 from teukenjax.train.state import Program
 from teukenjax.train.step import batch_sharding, make_train_step
 
@@ -34,17 +35,17 @@ def main(path: str, *overrides: str) -> None:
 
     # Which tokens come when is a pure function of the seed and the row.
     model, batch = recipe.model, recipe.batch
-    mixture = Mixture(store, sequence_length=model.context, seed=recipe.seed)
+    stream = Stream.of(recipe, store)
     rows = range(batch.sequences)
-    stream = batches(store, mixture, batch_size=batch.sequences, first_step=0, rows=rows)
+    loaded = batches(stream, batch_size=batch.sequences, first_step=0, rows=rows)
 
-    for step, tokens in zip(range(recipe.steps), stream, strict=False):
-        parts = tokens.reshape(batch.accumulation, -1, model.context + 1)
+    for step, loaded_batch in zip(range(recipe.steps), loaded, strict=False):
+        parts = loaded_batch["tokens"].reshape(batch.accumulation, -1, model.context + 1)
         placed = jax.device_put(parts, batch_sharding(layout))
         state, metrics = train_step(state, placed)
         if step % 10 == 0 or step + 1 == recipe.steps:
             print(f"step {step + 1}: loss {float(metrics['loss']):.3f}")
-    stream.close()
+    loaded.close()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 import gzip
 import json
+import os
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from teukenjax.data.documents import Document, DocumentReader, Reject, find_files
+from teukenjax.data.documents import Document, DocumentReader, Fields, Reject, find_files
 from teukenjax.errors import UserError
 
 TEXTS = ["Grüße aus Köln.\nZweite Zeile.", "Ένα μικρό κείμενο 😀", "третий"]
@@ -73,7 +75,7 @@ def test_the_language_comes_from_the_field_or_else_from_the_name(tmp_path):
 def test_field_names_can_be_set(tmp_path):
     file = tmp_path / "x.jsonl"
     file.write_bytes(b'{"content": "hej", "language": "sv", "text": 1}\n')
-    (document,) = read(file, text_field="content", language_field="language")
+    (document,) = read(file, fields=Fields(text="content", language="language"))
     assert (document.text, document.language) == ("hej", "sv")
 
 
@@ -93,6 +95,8 @@ def test_text_files_take_windows_line_ends_byte_order_marks_and_blank_edges(tmp_
         (b'{"text": null}', "field 'text' is not a string but NoneType"),
         (b'{"text": " \\n"}', "field 'text' is empty"),
         (b'{"text": "\xff"}', "byte 10 is not UTF-8"),
+        (b'{"text": "a\\u0000b"}', "field 'text' holds a NUL, at character 1"),
+        (b'{"text": "a\0b"}', "is not JSON: Invalid control character"),
         (b'{"text": "\\ud800"}', "field 'text' holds half a surrogate pair"),
         (b'{"text": "a", "lang": ""}', "language '' is not a code"),
         (b'{"text": "a", "lang": "../up"}', "language '../up' is not a code"),
@@ -178,3 +182,31 @@ def test_missing_paths_and_folders_without_text_are_errors(tmp_path):
         find_files(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"allowed: \.txt, \.jsonl"):
         find_files(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".txt", ".jsonl.zst"])
+def test_a_line_of_a_hundred_megabytes_is_one_reject_and_not_in_memory(tmp_path, suffix):
+    file = tmp_path / f"de{suffix}"
+    before, after = (json_lines(["x"]), json_lines(["y"]))
+    if suffix == ".txt":
+        before, after = b"x\n\n", b"\n\ny"
+    # Digits without a pattern: of one that unpacks a thousandfold, single reads would be as large.
+    content = before + b"z" * 200 + os.urandom(49_999_900).hex().encode() + b"\n" + after
+    file.write_bytes(zstandard.compress(content, 1) if suffix.endswith("zst") else content)
+    del content
+    tracemalloc.start()
+    (reject,) = reject_all(file)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert reject.reason == "is 100,000,000 bytes long: 33,554,432 are allowed"
+    assert reject.raw == "z" * 200
+    assert reject.line == (3 if suffix == ".txt" else 2)
+    assert peak < 90_000_000
+    assert [d.text for d in read(file, max_broken=0.5)] == ["x", "y"]
+
+
+def test_the_last_line_needs_no_newline_and_long_lines_are_whole(tmp_path):
+    file = tmp_path / "de.jsonl"
+    texts = ["a", "b" * 1_000_000, "c"]
+    file.write_bytes(json_lines(texts).removesuffix(b"\n"))
+    assert [document.text for document in read(file)] == texts

@@ -37,6 +37,27 @@ def test_nothing_is_added_and_special_strings_are_matched_inside_text(tokenizer)
     assert not {1, 3, 4} & set(ids)
 
 
+def test_the_two_routes_of_teuken_differ_after_special_strings(tokenizer):
+    """Facts of the released class: `</s>` is followed by a ▁ of its own when it is called."""
+    pieces = tokenizer.pieces
+    text = "x</s>\nUser: y"
+    encoded = [pieces[index] for index in tokenizer.encode(text)]
+    called = [pieces[index] for index in tokenizer.encode_split(text)]
+    at = encoded.index("</s>")
+    assert encoded[: at + 1] == called[: at + 1]
+    assert called[at + 1] == "▁"
+    assert called[at + 2 :] == encoded[at + 1 :]
+    for plain in ("no special string", "", "two\nlines", "<placeholder_tok_3>x"):
+        assert tokenizer.encode_split(plain) == tokenizer.encode(plain)
+    assert tokenizer.encode_split("<s><s></s>") == [1, 1, 2]
+    assert tokenizer.encode_split("<unk>") == [tokenizer.unknown_id] == [0]
+
+
+def test_a_folder_is_loaded_by_the_model_in_it(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "tokenizer.model")
+    assert Tokenizer.load(tmp_path).digest == tokenizer.digest
+
+
 def test_digits_are_split_and_spaces_are_kept(tokenizer):
     assert tokenizer.decode(tokenizer.encode("a  b   c 2024 ")) == "a  b   c 2024 "
     pieces = [tokenizer.decode([index]) for index in tokenizer.encode("x2024")]

@@ -9,6 +9,8 @@ from teukenjax.optim.orthogonalise import quintic
 GRADIENT = np.sin(np.outer(np.arange(1, 4), np.arange(2, 7)))
 START = np.cos(0.5 * np.arange(3)[:, None] - 0.3 * np.arange(5)[None, :])
 
+SINGULAR_VALUES = np.array([1.77014, 1.39024, 1.04265])
+KJ_SINGULAR_VALUES = np.array([1.12654, 1.09534, 0.68219])
 POLAR = np.array([
     [0.49937, 0.08601, -0.41830, -0.68526, -0.31412],
     [-0.45241, -0.14156, 0.55927, -0.45868, -0.50212],

@@ -6,8 +6,8 @@ import pytest
 from golden import gaussian
 
 from teukenjax.errors import UserError
-from teukenjax.optim import LeafSpec, build_optimizer, scion
-from teukenjax.recipe import AdamWConfig, RoleValues, ScionConfig
+from teukenjax.optim import LeafSpec, build_optimizer, read_norms, scion
+from teukenjax.recipe import AdamWConfig, RoleValues, ScionConfig, TelemetryConfig
 
 SPECS = {
     "embedding": LeafSpec("input", (0,), (1,)),
@@ -120,6 +120,28 @@ def test_scion_clips_before_the_average():
 def test_unknown_coefficients_fail_when_building():
     with pytest.raises(UserError, match="coefficients='kjj'"):
         build_optimizer(ScionConfig(name="scion", coefficients="kjj"), rate, SPECS)
+
+
+@pytest.mark.parametrize("name", ["scion", "adamw"])
+def test_telemetry_sees_what_was_clipped_and_the_rate_of_each_role(name):
+    multiplier = RoleValues(output=0.25)
+    config = {
+        "scion": ScionConfig(
+            name="scion", momentum=0.0, constrained=False, clip_norm=0.1, multiplier=multiplier
+        ),
+        "adamw": AdamWConfig(name="adamw"),
+    }[name]
+    optimizer = build_optimizer(config, rate, SPECS, TelemetryConfig(every=2))
+    params, gradients = tree(0), tree(1)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for _ in range(2):
+        _, state = update(gradients, state, params)
+    norms = read_norms(state, SPECS)
+    assert ("gap" in norms) == (name == "scion")
+    if name == "scion":  # the tied preset's head: 3000 Σ|d|/d_in, here with d_in = 4
+        clipped = 0.1 * np.asarray(gradients["head"]) / float(optax.tree.norm(gradients))
+        assert norms["gap"]["head"] == pytest.approx(3000 / 4 * np.abs(clipped).sum(), rel=1e-5)
+        assert norms["update"]["head"]["sign"] == pytest.approx(0.25 * rate(1) * 3000, rel=1e-5)
 
 
 def test_specs_may_be_nested_and_stateful_under_jit():

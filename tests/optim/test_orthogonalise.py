@@ -6,13 +6,17 @@ from golden import (
     GRADIENT,
     KJ_BFLOAT16,
     KJ_FLOAT64,
+    KJ_SINGULAR_VALUES,
     POLAR,
+    SINGULAR_VALUES,
     authors_newton_schulz,
     distance,
     gaussian,
+    polynomial,
 )
 
 from teukenjax.errors import UserError
+from teukenjax.optim.coefficients import steps_of
 from teukenjax.optim.orthogonalise import euclidean_norm, newton_schulz, polar
 
 
@@ -41,6 +45,13 @@ def in_bfloat16(k, x):
 
 def test_polar_golden():
     np.testing.assert_allclose(polar(jnp.asarray(GRADIENT, jnp.float32)), POLAR, atol=1e-5)
+
+
+def test_golden_singular_values():
+    np.testing.assert_allclose(np.linalg.svd(GRADIENT, compute_uv=False), SINGULAR_VALUES, 1e-5)
+    values = SINGULAR_VALUES / np.linalg.norm(SINGULAR_VALUES)
+    expected = np.sort(polynomial(steps_of("kj"), values))[::-1]
+    np.testing.assert_allclose(expected, KJ_SINGULAR_VALUES, rtol=2e-5)
 
 
 def test_kj_golden_float64():

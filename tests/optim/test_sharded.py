@@ -163,6 +163,21 @@ def test_a_stack_that_is_split_already_needs_no_communication():
     assert collectives(program.as_text()) == []
 
 
+def test_a_mesh_may_be_explicit():
+    """Types then carry shardings, and what they say after the update is what was asked."""
+    g, spec = gaussian(L, D, F, seed=0), {"gate": SPECS["gate"]}
+    results = []
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+        placed = {"gate": jax.device_put(g, NamedSharding(mesh, P(None, "data")))}
+        optimizer = directions(spec, jax.tree.map(lambda x: x.sharding, placed))
+        with jax.set_mesh(mesh):
+            updates, _ = jax.jit(optimizer.update)(placed, optimizer.init(placed))
+        assert updates["gate"].sharding.is_equivalent_to(placed["gate"].sharding, 3)
+        results.append(updates["gate"])
+    np.testing.assert_array_equal(*results)
+
+
 @pytest.mark.usefixtures("in_fp32")
 def test_parts_of_a_fused_matrix_travel_on_their_own():
     specs = {"gate_up": LeafSpec("hidden", (1,), (2,), parts=(F, F))}

@@ -54,6 +54,7 @@ def make_recipe(store, tmp_path):
             "compute": {"dtype": "float32", "head_chunk": 16},
             "checkpoint": {"every": 10},
             "evaluation": {"documents": 1},
+            "telemetry": {"every": None},  # compiles faster; test_norms has it on
         }
         return validate(Recipe, values | changes, "test")
 

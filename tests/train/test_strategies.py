@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from tiny import OTHER_MESH_RTOL
 
-from teukenjax.data.mixture import Mixture
+from teukenjax.data.stream import Stream
+from teukenjax.recipe import DataConfig
 from teukenjax.sharding import make_layout
 from teukenjax.train.state import Program
 from teukenjax.train.step import batch_sharding, make_train_step
@@ -24,9 +25,8 @@ STRATEGIES = {
 
 @pytest.fixture(scope="module")
 def tokens(store):
-    mixture = Mixture(store, sequence_length=32, seed=0)
-    windows = [mixture.window(row) for row in range(STEPS * 16)]
-    rows = [store.read("train", language, at, at + 33) for language, at in windows]
+    stream = Stream(store, DataConfig(), sequence_length=32, seed=0)
+    rows = [stream.sample(row)["tokens"] for row in range(STEPS * 16)]
     return np.stack(rows).reshape(STEPS, 2, 8, 33)
 
 

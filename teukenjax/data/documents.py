@@ -17,7 +17,13 @@ from typing import Any
 import pyarrow as pa
 import zstandard
 
-from teukenjax.data.records import json_lines, parquet_rows, text_blocks
+from teukenjax.data.records import (
+    MAX_LINE_BYTES,
+    Oversized,
+    json_lines,
+    parquet_rows,
+    text_blocks,
+)
 from teukenjax.errors import UserError
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
@@ -65,6 +71,71 @@ def find_files(path: str | Path) -> list[Path]:
     return found
 
 
+@dataclass(frozen=True)
+class Record:
+    """One line as it was read, before anything of it is checked."""
+
+    file: str
+    line: int
+    raw: bytes | dict[str, Any] | Oversized
+
+    @property
+    def size(self) -> int:
+        """Bytes, about."""
+        if isinstance(self.raw, dict):
+            return sum(len(v) for v in self.raw.values() if isinstance(v, bytes | str))
+        return len(self.raw.beginning if isinstance(self.raw, Oversized) else self.raw)
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Where text and language stand in a record.
+
+    Where the language is missing or null, the part of the file's name before the first dot is the
+    language.
+    """
+
+    text: str = "text"
+    language: str = "lang"
+
+    def parse(self, record: Record) -> Document | Reject:
+        """What a record says, checked."""
+        try:
+            values = record.raw if isinstance(record.raw, dict) else _parse_json(record.raw)
+            name = Path(record.file).name.split(".")[0]
+            return Document(self._text(values), self._language(values, name), record.file)
+        except _BrokenError as error:
+            return Reject(record.file, record.line, str(error), _beginning(record.raw))
+
+    def _text(self, values: dict[str, Any]) -> str:
+        if self.text not in values:
+            raise _BrokenError(f"field '{self.text}' is missing")
+        text = _string(values[self.text], self.text)
+        if not text.strip():
+            raise _BrokenError(f"field '{self.text}' is empty")
+        if "\0" in text:
+            raise _BrokenError(
+                f"field '{self.text}' holds a NUL, at character {text.index(chr(0))}"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise _BrokenError(f"field '{self.text}' holds half a surrogate pair") from None
+        return text
+
+    def _language(self, values: dict[str, Any], fallback: str) -> str:
+        language = values.get(self.language)
+        language = fallback if language is None else _string(language, self.language)
+        if not LANGUAGE.fullmatch(language):
+            raise _BrokenError(
+                f"language {language!r:.40} is not a code: 1 to 32 of A-Z a-z 0-9 _ - are allowed"
+            )
+        return language
+
+
+DEFAULT_FIELDS = Fields()
+
+
 class DocumentReader:
     """Streams the documents of ``files``, in order; may be iterated more than once.
 
@@ -74,9 +145,7 @@ class DocumentReader:
 
     Args:
       files: as ``find_files`` returns them.
-      text_field: key (or column) of the text.
-      language_field: key (or column) of the language; where it is missing or null, the part of
-        the file's name before the first dot is the language.
+      fields: of JSON and Parquet.
       max_broken: the largest tolerated share of broken lines over all files.
       on_reject: called with every broken line.
 
@@ -89,24 +158,38 @@ class DocumentReader:
         self,
         files: Iterable[Path],
         *,
-        text_field: str = "text",
-        language_field: str = "lang",
+        fields: Fields = DEFAULT_FIELDS,
         max_broken: float = 0.01,
         on_reject: Callable[[Reject], None] = lambda reject: None,
     ):
         self.files = list(files)
-        self._text_field = text_field
-        self._language_field = language_field
+        self.fields = fields
         self._max_broken = max_broken
         self._on_reject = on_reject
         self.total_bytes = sum(file.stat().st_size for file in self.files)
-        self._restart()
+        self.lines = self.broken = self.bytes_read = 0
 
     def __iter__(self) -> Iterator[Document]:
-        self._restart()
+        first = None
+        self.broken = 0
+        for record in self.records():
+            found = self.fields.parse(record)
+            if isinstance(found, Document):
+                yield found
+                continue
+            self.broken += 1
+            first = first or found
+            self._on_reject(found)
+        check_broken(first, self.broken, self.lines, self._max_broken)
+
+    def records(self) -> Iterator[Record]:
+        """All lines, unchecked; what is wrong with a whole file is raised here."""
+        self.lines = self.bytes_read = 0
         for path in self.files:
             try:
-                yield from self._documents(path)
+                for number, raw in self._raw(path):
+                    self.lines += 1
+                    yield Record(str(path), number, raw)
             except EOFError:
                 raise UserError(f"{path}: ends in the middle of its compressed data") from None
             except (zstandard.ZstdError, zlib.error, pa.ArrowException) as error:
@@ -114,68 +197,33 @@ class DocumentReader:
             except OSError as error:
                 # Arrow raises OSErrors without a strerror for pages that do not unpack.
                 raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-        if self.broken > self._max_broken * self.lines:
-            raise UserError(
-                f"{self._first.file}:{self._first.line}: {self._first.reason}; {self.broken} of "
-                f"{self.lines} lines are broken, max_broken={self._max_broken} is allowed"
-            )
 
-    def _restart(self) -> None:
-        self.lines = self.broken = self.bytes_read = 0
-        self._first: Reject | None = None
-
-    def _documents(self, path: Path) -> Iterator[Document]:
-        fallback = path.name.split(".")[0]
-        for number, raw in self._records(path):
-            self.lines += 1
-            try:
-                fields = raw if isinstance(raw, dict) else _parse_json(raw)
-                text, language = self._text(fields), self._language(fields, fallback)
-            except _BrokenError as error:
-                self._reject(Reject(str(path), number, str(error), _beginning(raw)))
-            else:
-                yield Document(text, language, str(path))
-
-    def _records(self, path: Path) -> Iterator[tuple[int, Any]]:
+    def _raw(self, path: Path) -> Iterator[tuple[int, Any]]:
         if path.suffix == ".txt":
             blocks = text_blocks(path, self._advance)
-            return ((number, {self._text_field: block}) for number, block in blocks)
+            key = self.fields.text
+            return ((n, {key: raw} if isinstance(raw, bytes) else raw) for n, raw in blocks)
         if path.suffix == ".parquet":
-            fields = {"required": self._text_field, "optional": self._language_field}
-            return parquet_rows(path, self._advance, **fields)
+            names = {"required": self.fields.text, "optional": self.fields.language}
+            return parquet_rows(path, self._advance, **names)
         return json_lines(path, self._advance)
 
     def _advance(self, count: int) -> None:
         self.bytes_read += count
 
-    def _reject(self, reject: Reject) -> None:
-        self.broken += 1
-        self._first = self._first or reject
-        self._on_reject(reject)
 
-    def _text(self, fields: dict[str, Any]) -> str:
-        if self._text_field not in fields:
-            raise _BrokenError(f"field '{self._text_field}' is missing")
-        text = _string(fields[self._text_field], self._text_field)
-        if not text.strip():
-            raise _BrokenError(f"field '{self._text_field}' is empty")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise _BrokenError(f"field '{self._text_field}' holds half a surrogate pair") from None
-        return text
-
-    def _language(self, fields: dict[str, Any], fallback: str) -> str:
-        language = fields.get(self._language_field)
-        language = fallback if language is None else _string(language, self._language_field)
-        if not LANGUAGE.fullmatch(language):
-            raise _BrokenError(
-                f"language {language!r:.40} is not a code: 1 to 32 of A-Z a-z 0-9 _ - are allowed"
-            )
-        return language
+def check_broken(first: Reject | None, broken: int, lines: int, allowed: float) -> None:
+    """Raises a UserError when more than the share ``allowed`` of the lines is broken."""
+    if broken > allowed * lines:
+        raise UserError(
+            f"{first.file}:{first.line}: {first.reason}; {broken} of {lines} lines are broken, "
+            f"max_broken={allowed} is allowed"
+        )
 
 
-def _parse_json(raw: bytes) -> dict[str, Any]:
+def _parse_json(raw: bytes | Oversized) -> dict[str, Any]:
+    if isinstance(raw, Oversized):
+        raise _BrokenError(f"is {raw.size:,} bytes long: {MAX_LINE_BYTES:,} are allowed")
     try:
         fields = json.loads(raw.decode())
     except UnicodeDecodeError as error:
@@ -197,8 +245,13 @@ def _string(value: Any, field: str) -> str:
     return value
 
 
-def _beginning(raw: bytes | dict[str, Any]) -> str:
+def _beginning(raw: bytes | dict[str, Any] | Oversized) -> str:
+    raw = raw.beginning if isinstance(raw, Oversized) else raw
     if isinstance(raw, dict):
-        return repr({key: value and value[:REJECT_CHARACTERS] for key, value in raw.items()})
+        return repr({key: _cut(value) for key, value in raw.items()})
     # Four bytes a character at most; cut first, as a line may be megabytes long.
     return raw[: 4 * REJECT_CHARACTERS].decode(errors="backslashreplace")[:REJECT_CHARACTERS]
+
+
+def _cut(value: Any) -> Any:
+    return value[:REJECT_CHARACTERS] if isinstance(value, bytes | str) else value

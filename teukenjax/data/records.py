@@ -3,12 +3,14 @@
 Each function streams ``(number, record)``, the number counting from 1 as an editor does, and
 reports the bytes of the file that it has consumed to ``advance``. Nothing is checked here but
 that the file itself is whole: the libraries' own stream readers take a truncated file for an
-ended one, so decompression is driven by hand, frame by frame.
+ended one, so decompression is driven by hand, frame by frame. A line beyond ``MAX_LINE_BYTES`` is
+an ``Oversized``, of which only the beginning is kept, so no line can fill the memory.
 """
 
 import codecs
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ Advance = Callable[[int], None]
 
 # Small, because a block of compressed bytes may unpack to a hundredfold.
 READ_BYTES = 1 << 17
+MAX_LINE_BYTES = 1 << 25  # some ten million tokens
+KEPT_BYTES = 1 << 10  # of an oversized line
 ROWS = 1024
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     # zstd --long files need windows above the library's default of 128 MiB.
@@ -30,23 +34,33 @@ DECOMPRESSORS: dict[str, Callable[[], Any]] = {
 }
 
 
-def json_lines(path: Path, advance: Advance) -> Iterator[tuple[int, bytes]]:
+@dataclass(frozen=True)
+class Oversized:
+    """A line that is too long to be taken."""
+
+    beginning: bytes
+    size: int  # bytes
+
+
+def json_lines(path: Path, advance: Advance) -> Iterator[tuple[int, bytes | Oversized]]:
     """The lines that are not blank."""
-    return ((number, line) for number, line in _lines(path, advance) if line.strip())
-
-
-def text_blocks(path: Path, advance: Advance) -> Iterator[tuple[int, bytes]]:
-    """Runs of lines between blank lines, with the number of the first line."""
-    first, block = 0, []
     for number, line in _lines(path, advance):
-        if line.strip():
+        if isinstance(line, Oversized) or line.strip():
+            yield number, line
+
+
+def text_blocks(path: Path, advance: Advance) -> Iterator[tuple[int, bytes | Oversized]]:
+    """Runs of lines between blank lines, with the number of the first line."""
+    first, block = 0, _Pieces(b"\n")
+    for number, line in _lines(path, advance):
+        if isinstance(line, Oversized) or line.strip():
             first = first or number
-            block.append(line.removesuffix(b"\r"))
-        elif block:
-            yield first, b"\n".join(block)
-            first, block = 0, []
-    if block:
-        yield first, b"\n".join(block)
+            block.add(line.removesuffix(b"\r") if isinstance(line, bytes) else line)
+        elif first:
+            yield first, block.take()
+            first = 0
+    if first:
+        yield first, block.take()
 
 
 def parquet_rows(
@@ -76,19 +90,46 @@ def _values(column: pa.Array) -> list[Any]:
     return column.to_pylist()
 
 
-def _lines(path: Path, advance: Advance) -> Iterator[tuple[int, bytes]]:
-    number, rest = 0, b""
+def _lines(path: Path, advance: Advance) -> Iterator[tuple[int, bytes | Oversized]]:
+    number, rest = 0, _Pieces(b"")
     for chunk in _chunks(path, advance):
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
+        begun, *whole = chunk.split(b"\n")
+        rest.add(begun)
+        for begun in whole:
             number += 1
-            yield number, _without_mark(line, number)
-    if rest:
-        yield number + 1, _without_mark(rest, number + 1)
+            yield number, _without_mark(rest.take(), number)
+            rest.add(begun)
+    last = rest.take()
+    if last:
+        yield number + 1, _without_mark(last, number + 1)
 
 
-def _without_mark(line: bytes, number: int) -> bytes:
-    return line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+class _Pieces:
+    """A line (or block) in pieces; of one that becomes too long only the beginning is kept."""
+
+    def __init__(self, separator: bytes):
+        self._separator = separator
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def add(self, piece: bytes | Oversized) -> None:
+        """The next piece."""
+        fits = self._size <= MAX_LINE_BYTES
+        self._size += len(piece) if isinstance(piece, bytes) else piece.size
+        if fits:
+            self._pieces.append(piece if isinstance(piece, bytes) else piece.beginning)
+
+    def take(self) -> bytes | Oversized:
+        """All pieces together; begins anew."""
+        whole, size = self._separator.join(self._pieces), self._size
+        self._pieces, self._size = [], 0
+        return whole if size <= MAX_LINE_BYTES else Oversized(whole[:KEPT_BYTES], size)
+
+
+def _without_mark(line: bytes | Oversized, number: int) -> bytes | Oversized:
+    if number == 1 and isinstance(line, bytes):
+        return line.removeprefix(codecs.BOM_UTF8)
+    return line
 
 
 def _chunks(path: Path, advance: Advance) -> Iterator[bytes]:

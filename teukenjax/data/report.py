@@ -23,12 +23,15 @@ def print_store(console: Console, store: TokenStore) -> None:
     console.print(table)
     total = sum(counts.tokens for counts in manifest.splits["train"].values())
     console.print(
-        f"{store.path}: {total:,} training tokens, tokenizer of {manifest.vocab_size:,} pieces",
+        f"{store.location}: {total:,} training tokens, tokenizer of {manifest.vocab_size:,} pieces",
         highlight=False,
     )
     if manifest.rejects:
         console.print(
             f"{manifest.rejects:,} of {manifest.lines:,} lines were broken and kept aside in "
-            f"{store.path / 'rejects.jsonl'}",
+            f"{store.location}/rejects.jsonl",
             highlight=False,
         )
+    for source in manifest.sources:
+        if source.documents == 0:
+            console.print(f"{source.file}: holds no documents", highlight=False)

@@ -10,8 +10,9 @@ is what lets the order of training be arithmetic (see ``mixture``). The layout::
     STORE/{train,valid}/{language}/ends     int64, where each document ends in ids, eod included
     STORE/{train,valid}/{language}/bytes    int64, UTF-8 bytes of each document's text
 
-Arrays are Zarr 3 with sharding, Zstandard and a checksum on every chunk. A store is written
-beside its final name and renamed when complete, so one under its name is whole (``writer``).
+Arrays are Zarr 3 with sharding, Zstandard and a checksum on every chunk. The manifest is written
+last (``writer``), and what it does not count does not exist: so a store that has one is whole, also
+while text is appended to it.
 """
 
 import hashlib
@@ -22,9 +23,10 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 import tensorstore as ts
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 from pydantic import BaseModel, ConfigDict
 
+from teukenjax.data.location import Location, context, reason
 from teukenjax.data.tokenizer import Tokenizer
 from teukenjax.errors import UserError
 
@@ -32,6 +34,7 @@ FORMAT = 1
 COLUMNS = {"ids": "uint32", "ends": "int64", "bytes": "int64"}
 
 Split = Literal["train", "valid"]
+Array = tuple[str, str, str]  # split, language, column
 
 
 class Counts(BaseModel):
@@ -52,6 +55,7 @@ class Source(BaseModel):
 
     file: str
     bytes: int
+    documents: int | None = None  # none: not counted
 
 
 class Manifest(BaseModel):
@@ -71,38 +75,49 @@ class Manifest(BaseModel):
 
 
 class TokenStore:
-    """A store on disk, to read from; made by ``TokenStore.open``. Safe to share by threads."""
+    """A store to read from; made by ``TokenStore.open``. Safe to share by threads."""
 
-    def __init__(self, path: Path, manifest: Manifest, arrays: dict[tuple[str, str, str], Any]):
-        self.path = path
+    def __init__(self, location: Location, manifest: Manifest, arrays: dict[Array, Any]):
+        self.location = location
         self.manifest = manifest
         self._arrays = arrays
 
     @classmethod
-    def open(cls, path: str | Path) -> "TokenStore":
-        """Opens the store at ``path``.
+    def open(cls, where: str | Path | Location) -> "TokenStore":
+        """Opens the store at a path or URL.
 
         Raises:
           UserError: when there is none, it was written by another version, or parts are missing.
         """
-        path = Path(path)
-        manifest = _read_manifest(path)
-        arrays = {}
-        for split, languages in manifest.splits.items():
-            for language, counts in languages.items():
-                for name in COLUMNS:
-                    expected = counts.tokens if name == "ids" else counts.documents
-                    array = _open_array(path / split / language / name, expected)
-                    arrays[split, language, name] = array
-        return cls(path, manifest, arrays)
+        location = Location(where)
+        manifest = _read_manifest(location)
+        opening = {
+            (split, language, name): ts.open(
+                location.array(f"{split}/{language}/{name}"), open=True, context=context()
+            )
+            for split, languages in manifest.splits.items()
+            for language in languages
+            for name in COLUMNS
+        }
+        arrays = {key: _opened(location, manifest, key, opening[key]) for key in opening}
+        return cls(location, manifest, arrays)
+
+    @property
+    def path(self) -> Path:
+        """The store's folder; only of one on a disk."""
+        assert self.location.path is not None
+        return self.location.path
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the ids; a UserError when the file was exchanged."""
-        tokenizer = Tokenizer.load(self.path / "tokenizer.model")
+        model = self.location.read("tokenizer.model")
+        if model is None:
+            raise UserError(f"{self.location}/tokenizer.model: is missing")
+        tokenizer = Tokenizer.parse(model, f"{self.location}/tokenizer.model")
         if tokenizer.digest != self.manifest.tokenizer:
             raise UserError(
-                f"{self.path}/tokenizer.model: is tokenizer {tokenizer.digest}, but the store was "
-                f"made with {self.manifest.tokenizer}"
+                f"{self.location}/tokenizer.model: is tokenizer {tokenizer.digest}, but the store "
+                f"was made with {self.manifest.tokenizer}"
             )
         return tokenizer
 
@@ -127,6 +142,10 @@ class TokenStore:
         assert 0 <= start <= stop <= self.tokens(split, language)
         return self._read(split, language, "ids", start, stop).astype(np.int32)
 
+    def ends(self, split: Split, language: str) -> Int64[np.ndarray, " documents"]:
+        """Where each document ends in the ids, eod included."""
+        return self._column(split, language, "ends")
+
     def documents(
         self, split: Split, language: str, limit: int
     ) -> list[tuple[Int32[np.ndarray, " _"], int]]:
@@ -140,23 +159,32 @@ class TokenStore:
         ids = np.split(self.read(split, language, 0, int(ends[-1])), ends[:-1])
         return [(flat[:-1], int(size)) for flat, size in zip(ids, sizes, strict=True)]
 
+    def sizes(self, split: Split, language: str) -> Int64[np.ndarray, " documents"]:
+        """Bytes of UTF-8 of each document's text."""
+        return self._column(split, language, "bytes")
+
+    def _column(self, split: Split, language: str, name: str) -> Int64[np.ndarray, " documents"]:
+        counts = self.manifest.splits[split].get(language)
+        if counts is None:
+            return np.empty(0, np.int64)
+        return self._read(split, language, name, 0, counts.documents)
+
     def _read(self, split: str, language: str, name: str, start: int, stop: int) -> np.ndarray:
         try:
             return self._arrays[split, language, name][start:stop].read().result()
         except ValueError as error:  # what TensorStore raises for everything
-            reason = str(error).split(" [")[0]
             raise UserError(
-                f"{self.path}: '{name}' of language '{language}' in {split} is damaged "
-                f"between {start} and {stop}: {reason}"
+                f"{self.location}: '{name}' of language '{language}' in {split} is damaged "
+                f"between {start} and {stop}: {reason(error)}"
             ) from None
 
 
-def _read_manifest(path: Path) -> Manifest:
-    file = path / "manifest.json"
-    if not file.is_file():
-        raise UserError(f"{path}: is not a token store: it has no manifest.json")
+def _read_manifest(location: Location) -> Manifest:
+    content, file = location.read("manifest.json"), f"{location}/manifest.json"
+    if content is None:
+        raise UserError(f"{location}: is not a token store: it has no manifest.json")
     try:
-        values = json.loads(file.read_bytes())
+        values = json.loads(content)
         version = values.get("format")
         if version != FORMAT:
             raise UserError(
@@ -172,22 +200,15 @@ def _read_manifest(path: Path) -> Manifest:
         raise UserError(f"{file}: is damaged: not a JSON object") from None
 
 
-def _open_array(path: Path, expected: int) -> Any:
+def _opened(location: Location, manifest: Manifest, key: Array, opening: ts.Future) -> Any:
+    """The part of an array that the manifest counts; an append that died leaves more."""
+    split, language, name = key
+    counts, path = manifest.splits[split][language], f"{location}/{split}/{language}/{name}"
+    expected = counts.tokens if name == "ids" else counts.documents
     try:
-        array = ts.open(spec(path), open=True).result()
+        array = opening.result()
     except ValueError:
         raise UserError(f"{path}: is missing or damaged: prepare the store again") from None
-    if array.shape != (expected,):
+    if array.shape[0] < expected:
         raise UserError(f"{path}: holds {array.shape[0]} elements, the manifest says {expected}")
-    return array
-
-
-def spec(path: Path) -> dict[str, Any]:
-    """What TensorStore needs to open the array at ``path``."""
-    # A lost file must not read as zeros, so zeros are stored and absence is an error.
-    return {
-        "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": str(path)},
-        "fill_missing_data_reads": False,
-        "store_data_equal_to_fill_value": True,
-    }
+    return array[:expected]

@@ -19,6 +19,8 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from teukenjax.errors import UserError
 
+MODEL_FILE = "tokenizer.model"
+UNKNOWN = "<unk>"
 EOD = "<eod>"
 SPECIAL_PIECES = ("<s>", "</s>", "<pad>", EOD)
 PLACEHOLDERS = 256
@@ -40,13 +42,25 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Reads a ``tokenizer.model``; a UserError when that is no SentencePiece model."""
+        """Reads a model file, or the ``tokenizer.model`` in a folder.
+
+        Raises:
+          UserError: when that is no SentencePiece model.
+        """
+        path = Path(path)
         try:
-            return cls(Path(path).read_bytes())
+            path = path / MODEL_FILE if path.is_dir() else path
+            return cls.parse(path.read_bytes(), str(path))
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+    @classmethod
+    def parse(cls, model: bytes, origin: str) -> "Tokenizer":
+        """A model file's content as a tokenizer; ``origin`` names it in the UserError."""
+        try:
+            return cls(model)
         except RuntimeError:
-            raise UserError(f"{path}: is not a SentencePiece model") from None
+            raise UserError(f"{origin}: is not a SentencePiece model") from None
 
     def save(self, path: str | Path) -> None:
         """Writes the model file that ``load`` reads."""
@@ -65,9 +79,36 @@ class Tokenizer:
             raise UserError(f"tokenizer {self.digest}: has no piece '{EOD}' to end documents with")
         return index
 
+    @property
+    def unknown_id(self) -> int:
+        """The id of what no piece matches; with byte pieces it is never met."""
+        return self._processor.unk_id()
+
+    @property
+    def pieces(self) -> list[str]:
+        """By id, with ▁ for a space."""
+        return [self._processor.id_to_piece(index) for index in range(self.vocab_size)]
+
     def encode(self, text: str) -> list[int]:
-        """The ids of ``text``, without bos or eos (the ``encode`` route of Teuken's HF class)."""
+        """The ids of ``text``, without bos or eos: one dummy prefix, special strings inside.
+
+        This is the ``encode`` route of Teuken's Hugging Face class, and the default here: stores
+        and exported tokenizers use it.
+        """
         return self._processor.encode(text)
+
+    def encode_split(self, text: str) -> list[int]:
+        """The ids of ``text`` by the other route of Teuken's class, that of calling it.
+
+        The text is split at special strings first and each part encoded alone, so every part
+        after a special piece begins with a ▁ of its own. Chat turns rendered by
+        ``apply_chat_template(tokenize=True)`` took this route.
+        """
+        parts = re.split(f"({'|'.join(map(re.escape, (UNKNOWN, *SPECIAL_PIECES)))})", text)
+        ids: list[int] = []
+        for number, part in enumerate(parts):
+            ids += [self._processor.piece_to_id(part)] if number % 2 else self.encode(part)
+        return ids
 
     def encode_batch(self, texts: list[str], *, threads: int) -> list[Int32[np.ndarray, " _"]]:
         """The ids of every text, as read-only arrays."""

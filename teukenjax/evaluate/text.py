@@ -1,15 +1,16 @@
 """Scores of a run on any text, with the run's own tokenizer."""
 
 import collections
+import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from teukenjax.data.documents import DocumentReader, find_files
-from teukenjax.errors import UserError
+from teukenjax.errors import UserError, disk_errors
 from teukenjax.evaluate.bits_per_byte import Document, Evaluator, Score, mean
-from teukenjax.run import LoadedRun
+from teukenjax.run import LoadedRun, write_atomically
 
 
 def score_text(loaded: LoadedRun, text: Path, *, batch_tokens: int = 32_768) -> dict[str, Score]:
@@ -31,6 +32,14 @@ def score_text(loaded: LoadedRun, text: Path, *, batch_tokens: int = 32_768) -> 
         raise UserError(f"{text}: no documents found")
     evaluate = Evaluator(loaded.model, eod=loaded.tokenizer.eod_id, batch_tokens=batch_tokens)
     return evaluate(loaded.params, dict(sorted(documents.items())))
+
+
+def write_scores(loaded: LoadedRun, text: Path, scores: dict[str, Score], path: Path) -> None:
+    """The scores as JSON: the step, the text, and each language's numbers."""
+    rows = {language: score.as_dict() for language, score in scores.items()}
+    content = {"step": loaded.step, "data": str(text), "languages": rows}
+    with disk_errors(path):
+        write_atomically(path, json.dumps(content, indent=1))
 
 
 def print_scores(console: Console, scores: dict[str, Score]) -> None:

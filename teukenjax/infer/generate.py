@@ -30,8 +30,12 @@ class Generator:
         """The continuation of ``prompt``: at most ``tokens`` tokens, ending before a stop token.
 
         Raises:
-          UserError: when the prompt does not leave room in the context.
+          UserError: when the prompt does not leave room in the context, or is no text.
         """
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"prompt {prompt!r:.40}: is not UTF-8 text") from None
         # As in pre-training, a text begins after the end of another document.
         ids = [self.tokenizer.eod_id, *self.tokenizer.encode(prompt)]
         new = list(self.stream(ids, tokens=tokens, sampling=sampling))

@@ -26,6 +26,8 @@ class Sampling:
             raise UserError(f"top_k={self.top_k}: allowed: 0 or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p}: allowed: above 0, up to 1")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed={self.seed}: allowed: 0 to {2**32 - 1}")
 
 
 @functools.partial(jax.jit, static_argnums=2)

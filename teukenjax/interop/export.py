@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from teukenjax.errors import UserError
+from teukenjax.errors import UserError, disk_errors
 from teukenjax.interop.hf_config import generation_config, model_config
 from teukenjax.interop.hf_tokenizer import parse_model, write_tokenizer
 from teukenjax.interop.hf_weights import hf_tensors, numpy_dtype, write_safetensors
@@ -55,14 +55,18 @@ def export_hf(
     _check_fits(config, pieces=len(parse_model(model).pieces))
     check_is_free(out)
     partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-    partial.mkdir(parents=True)
-    _write_json(partial / "config.json", described)
-    _write_json(partial / "generation_config.json", generation_config())
-    write_tokenizer(model, partial, context=config.context)
-    tensors = hf_tensors(config, params)
-    write_safetensors(tensors, partial, dtype=dtype, shard_bytes=shard_bytes)
-    partial.rename(out)
+    with disk_errors(out):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+            partial.mkdir(parents=True)
+            _write_json(partial / "config.json", described)
+            _write_json(partial / "generation_config.json", generation_config())
+            write_tokenizer(model, partial, context=config.context)
+            tensors = hf_tensors(config, params)
+            write_safetensors(tensors, partial, dtype=dtype, shard_bytes=shard_bytes)
+            partial.rename(out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # after the rename there is none
 
 
 def _read(tokenizer_model: bytes | Path) -> bytes:

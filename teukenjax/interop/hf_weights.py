@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from teukenjax.errors import UserError, nearest
@@ -134,7 +135,10 @@ def _save(shard: dict[str, np.ndarray], file: Path) -> None:
     file.touch()
     mode = file.stat().st_mode  # by the umask; save_file lets nobody but the owner read
     # Without this entry older versions of transformers refuse the file.
-    save_file(shard, file, metadata={"format": "pt"})
+    try:
+        save_file(shard, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
     file.chmod(mode)
 
 

@@ -5,14 +5,18 @@ from teukenjax.optim.leaf import LeafSpec, match_specs
 from teukenjax.optim.orthogonalise import newton_schulz
 from teukenjax.optim.schedules import schedule
 from teukenjax.optim.scion import light_start, scale_by_scion, scion
+from teukenjax.optim.telemetry import by_role, read_norms, track_norms
 
 __all__ = [
     "LeafSpec",
     "build_optimizer",
+    "by_role",
     "light_start",
     "match_specs",
     "newton_schulz",
+    "read_norms",
     "scale_by_scion",
     "schedule",
     "scion",
+    "track_norms",
 ]

@@ -9,23 +9,28 @@ import optax
 
 from teukenjax.optim.leaf import Specs
 from teukenjax.optim.scion import light_start, scion
-from teukenjax.recipe import AdamWConfig, RoleValues, ScionConfig
+from teukenjax.optim.telemetry import track_norms
+from teukenjax.recipe import AdamWConfig, RoleValues, ScionConfig, TelemetryConfig
+
+NEVER = TelemetryConfig(every=None)
 
 
 def build_optimizer(
     config: AdamWConfig | ScionConfig,
     learning_rate: optax.Schedule,
     specs: Specs,
+    telemetry: TelemetryConfig = NEVER,
     *,
     shardings: Any = None,
     update_shardings: Any = None,
 ) -> optax.GradientTransformation:
-    """The optimizer that the recipe describes, clipping included.
+    """The optimizer that the recipe describes, clipping and telemetry included.
 
     Args:
       config: the section. Its ``learning_rate`` is not read here: the schedule contains it.
       learning_rate: as made by ``schedules.schedule``.
       specs: a pytree shaped like the parameters, of ``LeafSpec``.
+      telemetry: the section; the default measures nothing.
       shardings: where the moments rest, and
       update_shardings: where the updates go; see ``scale_by_scion``.
 
@@ -36,6 +41,8 @@ def build_optimizer(
         optimizer = _adamw(config, learning_rate, specs)
     else:
         optimizer = _scion(config, learning_rate, specs, shardings, update_shardings)
+    if telemetry.every is not None:
+        optimizer = _tracked(optimizer, config, learning_rate, specs, telemetry.every)
     if config.clip_norm is None:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
@@ -86,6 +93,15 @@ def _scion(config: ScionConfig, learning_rate, specs: Specs, shardings, update_s
         shardings=shardings,
         update_shardings=update_shardings,
     )
+
+
+def _tracked(optimizer, config, learning_rate: optax.Schedule, specs: Specs, every: int):
+    """AdamW steps in no norm ball, so it has no Frank–Wolfe gap."""
+    gap = {}
+    if isinstance(config, ScionConfig):
+        gap = {"learning_rate": learning_rate, "multiplier": _given(config.multiplier)}
+        gap["average"] = 1 - config.momentum if config.light else 1.0
+    return track_norms(optimizer, specs, every=every, **gap)
 
 
 def _given(values: RoleValues) -> dict[str, float]:

@@ -50,6 +50,10 @@ class LeafSpec:
     radius: float | None = None
     multiplier: float | None = None
 
+    def rate(self, multipliers: Mapping[Role, float]) -> float:
+        """The leaf's factor of the learning rate: its own, or that of its role."""
+        return multipliers[self.role] if self.multiplier is None else self.multiplier
+
     def on_matrices(self, function: Callable, leaf: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
         """``function`` of the matrices [*stack, d_in, d_out] of each part, as a leaf again."""
         pieces = [

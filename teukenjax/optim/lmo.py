@@ -196,7 +196,8 @@ class Spectral(OperatorNorm):
 
     norm: √(d_in/d_out) σ_max(W), by an exact decomposition: dear, for analysis and tests.
     map:  G ↦ √(d_out/d_in) U Vᵀ for G = U diag(σ) Vᵀ, by Newton–Schulz; ``kj`` leaves singular
-    values of 0.68 to 1.13 instead of 1, so ‖map(G)‖ can exceed 1 by 13 %.
+    values of 0.68 to 1.13 instead of 1, and of up to 1.20 where σ is near 0.004 ‖G‖_F; so ‖map(G)‖
+    can exceed 1 by as much, and a constrained weight its radius.
 
     Attributes:
       normalised: False takes √d_out for the scale (2→RMS), for one-hot inputs.

@@ -133,7 +133,7 @@ def scale_by_scion(
 
     def scaled(spec: LeafSpec, mapped):
         rho = radius[spec.role] if spec.radius is None else spec.radius
-        return -(_rate(spec, multiplier) * rho) * mapped
+        return -(spec.rate(multiplier) * rho) * mapped
 
     def init(params):
         zeros = map_leaves(lambda _, leaf: jnp.zeros_like(leaf), specs, params)
@@ -268,7 +268,7 @@ def _shrink(
     def shrink(spec: LeafSpec, update, weight):
         if spec.role == "gain":
             return update
-        return update - (_rate(spec, multiplier) * decay * weight).astype(update.dtype)
+        return update - (spec.rate(multiplier) * decay * weight).astype(update.dtype)
 
     def update(updates, params):
         if params is None:
@@ -276,11 +276,6 @@ def _shrink(
         return map_leaves(shrink, specs, updates, params)
 
     return optax.stateless(update) if decay else optax.identity()
-
-
-def _rate(spec: LeafSpec, multiplier: Mapping[Role, float]) -> float:
-    """The leaf's factor of the learning rate."""
-    return multiplier[spec.role] if spec.multiplier is None else spec.multiplier
 
 
 def _average(weight: float, past: optax.Updates, new: optax.Updates) -> optax.Updates:

@@ -14,6 +14,7 @@ from teukenjax.recipe.schema import (
     ComputeConfig,
     DataConfig,
     EvaluationConfig,
+    MixtureConfig,
     ModelConfig,
     PhaseConfig,
     PositiveFloat,
@@ -22,6 +23,8 @@ from teukenjax.recipe.schema import (
     ScionConfig,
     Section,
     ShardingConfig,
+    StageConfig,
+    TelemetryConfig,
 )
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "ComputeConfig",
     "DataConfig",
     "EvaluationConfig",
+    "MixtureConfig",
     "ModelConfig",
     "PhaseConfig",
     "PositiveFloat",
@@ -39,6 +43,8 @@ __all__ = [
     "ScionConfig",
     "Section",
     "ShardingConfig",
+    "StageConfig",
+    "TelemetryConfig",
     "digest",
     "flatten",
     "load",

@@ -1,14 +1,15 @@
 """Recipes as text: read, overridden, checked, written, hashed.
 
 A section given as a string is read from that file, relative to the recipe, so that model shapes
-have one home in ``configs/models``. YAML is read by the 1.2 rules: ``3e-4`` is a number and
-``no`` is a string.
+have one home in ``configs/models``, and mixtures theirs in ``configs/mixtures``. YAML is read by
+the 1.2 rules: ``3e-4`` is a number and ``no`` is a string.
 """
 
 import hashlib
 import io
 import json
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import pydantic
@@ -17,6 +18,8 @@ from ruamel.yaml.error import YAMLError
 
 from teukenjax.errors import UserError, nearest
 from teukenjax.recipe.schema import AdamWConfig, Recipe, ScionConfig, Section
+
+OPTIMIZERS = {"adamw": AdamWConfig, "scion": ScionConfig}
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -28,9 +31,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recip
     """
     path = Path(path)
     values = read_yaml(path)
-    for key, section in values.items():
-        if isinstance(section, str) and _is_section(key):
-            values[key] = read_yaml(path.parent / section)
+    _read_sections(Recipe, values, path.parent)
     for override in overrides:
         _override(values, override)
     return validate(Recipe, values, str(path))
@@ -38,10 +39,14 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recip
 
 def validate[S: Section](section: type[S], values: dict[str, Any], origin: str) -> S:
     """Checks plain ``values`` against ``section``; ``origin`` names them in errors."""
+    # By way of JSON, where a list may become a tuple and a string a path, and nothing else.
+    # YAML's dates become strings: out=2026-01-31 is a name.
     try:
-        # By way of JSON, where a list may become a tuple and a string a path, and nothing else.
-        # YAML's dates become strings: out=2026-01-31 is a name.
-        return section.model_validate_json(json.dumps(values, default=str))
+        text = json.dumps(values, default=str)
+    except ValueError:  # json's word for a cycle
+        raise UserError(f"{origin}: an alias stands for a part that contains it") from None
+    try:
+        return section.model_validate_json(text)
     except pydantic.ValidationError as error:
         raise UserError(f"{origin}: {_explain(error, section)}") from None
 
@@ -56,7 +61,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"{path}: {where}{getattr(error, 'problem', None) or error}") from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{path}: {where}{problem}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of keys to values, found {values!r:.60}")
     return values
@@ -91,13 +97,28 @@ def flatten(section: Section) -> dict[str, Any]:
     return dict(walk("", section.model_dump(mode="json")))
 
 
-def _is_section(key: str) -> bool:
-    field = Recipe.model_fields.get(key)
-    return (
-        field is not None
-        and isinstance(field.annotation, type)
-        and issubclass(field.annotation, Section)
-    )
+def _read_sections(section: type[Section], values: dict[str, Any], folder: Path) -> None:
+    """Puts the content of files in the place of their names."""
+    for key, value in values.items():
+        child = _section(section, key)
+        if child and isinstance(value, str):
+            value = values[key] = read_yaml(folder / value)
+        if child and isinstance(value, dict):
+            _read_sections(child, value, folder)
+
+
+def _section(parent: type[Section], *keys: str) -> type[Section] | None:
+    """The section at a key of ``parent`` (or at a key of a key); none for everything else."""
+    for key in keys:
+        field = parent.model_fields.get(key)
+        if field is None:
+            return None
+        options = getattr(field.annotation, "__args__", (field.annotation,))
+        options = [option for option in options if option is not NoneType]
+        parent = options[0]
+        if len(options) > 1 or not isinstance(parent, type) or not issubclass(parent, Section):
+            return None
+    return parent
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -110,9 +131,9 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise UserError(
             f"override '{override}': the value is not YAML; text with : [ or @ goes in quotes"
         ) from None
-    if isinstance(value, str) and _is_section(key):
-        value = read_yaml(Path(value))  # relative to where the command is typed
     *parents, last = key.split(".")
+    if isinstance(value, str) and _section(Recipe, *parents, last):
+        value = read_yaml(Path(value))  # relative to where the command is typed
     target: Any = values
     for name in parents:
         target = _child(target, name, override)
@@ -144,13 +165,18 @@ def _explain(error: pydantic.ValidationError, section: type[Section]) -> str:
     """The first complaint, in one line with the dotted key."""
     first = error.errors(include_url=False)[0]
     # Unions put the variant's name or its type into the location; neither is a key.
-    location = [str(part) for part in first["loc"] if part not in ("adamw", "scion")]
+    location = [str(part) for part in first["loc"] if part not in OPTIMIZERS]
     location = [part for part in location if "[" not in part]
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
         return f"unknown key '{key}': {nearest(location[-1], _keys_at(section, first['loc'][:-1]))}"
     if first["type"] == "missing":
         return f"key '{key}' is missing"
+    if first["type"] == "union_tag_invalid":  # the one union is told apart by its name
+        given = first["ctx"]["tag"]
+        return f"key '{key}.name' is \"{given}\": {nearest(given, OPTIMIZERS)}"
+    if first["type"] == "union_tag_not_found":
+        return f"key '{key}.name' is missing: allowed: {', '.join(OPTIMIZERS)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {message}" if key else message
@@ -160,10 +186,9 @@ def _explain(error: pydantic.ValidationError, section: type[Section]) -> str:
 
 def _keys_at(section: type[Section], location: tuple) -> set[str]:
     """The keys that are allowed at a location of the recipe."""
-    variants = {"adamw": AdamWConfig, "scion": ScionConfig}
     for part in location:
-        if part in variants:
-            section = variants[part]
+        if part in OPTIMIZERS:
+            section = OPTIMIZERS[part]
         elif isinstance(part, str):
             section = _section_of(section.model_fields[part].annotation) or section
     return set(section.model_fields)

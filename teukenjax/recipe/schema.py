@@ -7,7 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what a key of JAX takes
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # 0 leaves a language out
+Weights = dict[str, Weight]
 
 
 class Section(BaseModel):
@@ -45,16 +47,70 @@ class ModelConfig(Section):
         return self
 
 
-class DataConfig(Section):
-    """Where the tokens come from."""
+def _check_some_weight(weights: Weights | None) -> None:
+    if weights is not None and not any(weights.values()):
+        raise ValueError("weights: all are zero: one language at least needs a positive one")
 
-    store: Path | None = None  # a token store; none: OUT/store
+
+class StageConfig(Section):
+    """A stretch of training with one mix of languages."""
+
+    tokens: PositiveInt | None = None  # its length; none: endless, for the last stage only
+    weights: Weights | None = None  # language → weight, others take no part; none: by temperature
+    temperature: PositiveFloat = 1.0  # p ∝ tokens^(1/temperature); 1 is proportional
+    factors: Weights = {}  # language → factor on its weight: {en: 0.5} halves English
+
+    @model_validator(mode="after")
+    def _some_weight(self):
+        _check_some_weight(self.weights)
+        return self
+
+
+class MixtureConfig(Section):
+    """Which languages training reads, in which shares, until when; see ``data.mixture``."""
+
+    stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)] = (StageConfig(),)
+    # A language is read at most this often in all stages together (give or take one row a stage);
+    # the others give the rest.
+    max_epochs: PositiveFloat | None = None
+    max_epochs_of: dict[str, PositiveFloat] = {}  # language → its own, instead
+
+    @model_validator(mode="after")
+    def _stages_end(self):
+        endless = [n for n, stage in enumerate(self.stages) if stage.tokens is None]
+        if endless and (self.max_epochs is not None or self.max_epochs_of):
+            raise ValueError(f"max_epochs is spread over stages: set stages.{endless[0]}.tokens")
+        if endless and endless[0] < len(self.stages) - 1:
+            raise ValueError(f"stages.{endless[0]}.tokens: only the last stage can be endless")
+        return self
+
+
+class DataConfig(Section):
+    """Where the tokens come from, and in which order."""
+
+    store: str | None = None  # path or URL of a token store; none: OUT/store
     text: Path | Literal["sample"] | None = None  # prepared into the store when that is missing
     train_tokenizer: PositiveInt | None = None  # vocabulary of a tokenizer trained on `text`
     tokenizer: Path | None = None  # or an existing sentencepiece model for `text`
     holdout: Share = 0.01  # share of each language's documents of `text` kept for validation
-    weights: dict[str, PositiveFloat] | None = None  # language → weight; none: by temperature
-    temperature: PositiveFloat = 1.0  # p ∝ tokens^(1/temperature); 1 is proportional
+    weights: Weights | None = None  # of a mixture of one endless stage: see StageConfig
+    temperature: PositiveFloat = 1.0  # likewise
+    mixture: MixtureConfig | None = None  # or a whole one, as in configs/mixtures
+    packing: Literal["concat", "best_fit"] = "concat"  # see data.packing
+    segments: bool = False  # attention stays inside documents; best_fit always does
+
+    @model_validator(mode="after")
+    def _one_mixture(self):
+        if self.mixture is not None and (self.weights is not None or self.temperature != 1.0):
+            raise ValueError("mixture: its stages have weights and temperature: leave out data's")
+        _check_some_weight(self.weights)
+        return self
+
+    @property
+    def mix(self) -> MixtureConfig:
+        """The mixture, however it was given."""
+        stage = StageConfig(weights=self.weights, temperature=self.temperature)
+        return self.mixture or MixtureConfig(stages=(stage,))
 
 
 class BatchConfig(Section):
@@ -175,12 +231,18 @@ class EvaluationConfig(Section):
     batch_tokens: PositiveInt = 32_768  # tokens of one evaluation batch
 
 
+class TelemetryConfig(Section):
+    """When the operator norms of weights and updates are measured (``optim.telemetry``)."""
+
+    every: PositiveInt | None = 20  # steps; none: never
+
+
 class Recipe(Section):
     """Everything that defines a run."""
 
     out: Path  # the run directory; a run found there is resumed
     steps: PositiveInt
-    seed: Count = 42
+    seed: Seed = 42
     model: ModelConfig
     data: DataConfig
     batch: BatchConfig
@@ -190,6 +252,7 @@ class Recipe(Section):
     compute: ComputeConfig = ComputeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     prompt: str | None = None  # continued by the model when the run ends
     hardware: str | None = None  # a file of configs/hardware; none: recognised by device name
 

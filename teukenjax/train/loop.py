@@ -16,11 +16,11 @@ from rich.text import Text
 
 from teukenjax.checkpoint import Checkpoints
 from teukenjax.data.loader import batches
-from teukenjax.data.mixture import Mixture
-from teukenjax.data.prepare import prepare
+from teukenjax.data.prepare import open_store
 from teukenjax.data.store import TokenStore
+from teukenjax.data.stream import Stream
 from teukenjax.data.tokenizer import Tokenizer
-from teukenjax.errors import UserError
+from teukenjax.errors import UserError, disk_errors
 from teukenjax.evaluate import Evaluator, mean
 from teukenjax.hardware import find_hardware, mfu
 from teukenjax.infer import Generator, Sampling
@@ -29,11 +29,12 @@ from teukenjax.recipe import Recipe, digest
 from teukenjax.run import RunDirectory, load_run
 from teukenjax.sharding import Layout, make_layout
 from teukenjax.train.metrics import MetricsLog, plot_loss, read_metrics
+from teukenjax.train.norms import norm_columns
 from teukenjax.train.plan import GIB, print_plan
 from teukenjax.train.progress import StepProgress
 from teukenjax.train.report import print_evaluations
 from teukenjax.train.state import Program, TrainState
-from teukenjax.train.step import batch_sharding, make_train_step
+from teukenjax.train.step import Metrics, batch_sharding, make_train_step
 
 
 class Run:
@@ -51,13 +52,8 @@ class Run:
         check_batch(recipe, self.layout)
         device = self.layout.mesh.devices.flat[0]
         self.program = Program(recipe, self.layout, platform=device.platform)
-        self.mixture = Mixture(
-            self.store,
-            sequence_length=recipe.model.context,
-            seed=recipe.seed,
-            weights=recipe.data.weights,
-            temperature=recipe.data.temperature,
-        )
+        self.stream = Stream.of(recipe, self.store)
+        refuse_segments(self.stream)
         self.hardware = find_hardware(recipe.hardware, device)
         self.checkpoints = Checkpoints(self.directory.path, recipe.checkpoint)
         self.evaluator = Evaluator(
@@ -65,7 +61,7 @@ class Run:
             eod=self.tokenizer.eod_id,
             batch_tokens=recipe.evaluation.batch_tokens,
         )
-        print_plan(console, self.program, self.mixture, self.hardware)
+        print_plan(console, self.program, self.stream.mixture, self.hardware)
 
     def train(self) -> None:
         """From the newest checkpoint, or from nothing, to the last step."""
@@ -78,6 +74,11 @@ class Run:
                 state = self._steps(state, first)
                 self._save(state, self.recipe.steps)
                 self._evaluate(state, self.recipe.steps)
+        except KeyboardInterrupt:
+            self.checkpoints.wait()
+            step = self.checkpoints.latest() or 0
+            self.console.print(f"stopped: the same command goes on from step {step}")
+            raise
         finally:
             self.checkpoints.close()
             self.log.close()
@@ -90,7 +91,7 @@ class Run:
         if about["store"] != self.store.digest:
             raise UserError(
                 f"{self.directory.path}: began with token store {about['store']}, but data.store "
-                f"{self.store.path} is {self.store.digest}: give the one that it began with"
+                f"{self.store.location} is {self.store.digest}: give the one that it began with"
             )
         if latest > self.recipe.steps:
             raise UserError(
@@ -144,18 +145,18 @@ class Run:
         sharding = batch_sharding(self.layout)
         sequences, parts = self.recipe.batch.sequences, self.recipe.batch.accumulation
         rows = range(sequences)
-        loaded = batches(
-            self.store, self.mixture, batch_size=sequences, first_step=first, rows=rows
-        )
+        loaded = batches(self.stream, batch_size=sequences, first_step=first, rows=rows)
         try:
-            for tokens in loaded:
+            for batch in loaded:
+                tokens = batch["tokens"]
                 split = tokens.reshape(parts, sequences // parts, tokens.shape[1])
                 yield jax.make_array_from_process_local_data(sharding, split)
         finally:
             loaded.close()
 
-    def _record(self, step: int, metrics: dict[str, jax.Array]) -> dict:
+    def _record(self, step: int, metrics: Metrics) -> dict:
         """Reads a step's numbers, which waits for the step; writes and returns them."""
+        norms = metrics.pop("norms")
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
         tokens_per_s = self.recipe.tokens_per_step / (now - self._finished_at)
@@ -168,6 +169,9 @@ class Run:
                 f"loss is {values['loss']} at step {step}: lower optimizer.learning_rate; "
                 f"checkpoints before it are kept in {self.checkpoints.folder}"
             )
+        every = self.recipe.telemetry.every
+        if every is not None and step % every == 0:
+            row |= norm_columns(norms, self.program.leaf_specs)
         self.log.write(row)
         return row
 
@@ -199,11 +203,12 @@ class Run:
 
 def train(recipe: Recipe, console: Console) -> Path:
     """Trains, and leaves checkpoints, metrics, scores and a loss curve in ``recipe.out``."""
-    run = Run(recipe, console)
-    run.train()
-    path = run.directory.path
-    rows = read_metrics(run.directory.metrics)
-    plot_loss(rows, path / "loss.png")
+    with disk_errors(recipe.out):
+        run = Run(recipe, console)
+        run.train()
+        path = run.directory.path
+        rows = read_metrics(run.directory.metrics)
+        plot_loss(rows, path / "loss.png")
     print_evaluations(console, run.directory.evaluations())
     if recipe.prompt is not None:
         loaded = load_run(path, devices=jax.devices()[:1])
@@ -211,23 +216,6 @@ def train(recipe: Recipe, console: Console) -> Path:
         text = generate(recipe.prompt, tokens=40, sampling=Sampling())
         console.print(Text(recipe.prompt, style="bold") + Text(text))
     return path
-
-
-def open_store(recipe: Recipe, console: Console) -> TokenStore:
-    """The recipe's token store; prepared from ``data.text`` when it is not there yet."""
-    data = recipe.data
-    path = data.store or recipe.out / "store"
-    if path.exists() or data.text is None:
-        return TokenStore.open(path)
-    console.print(f"preparing {path} from {data.text}", highlight=False)
-    return prepare(
-        data.text,
-        path,
-        train_tokenizer=data.train_tokenizer,
-        tokenizer=data.tokenizer,
-        holdout=data.holdout,
-        progress=console.is_terminal,
-    )
 
 
 def resolve(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
@@ -239,6 +227,15 @@ def resolve(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
         )
     model = recipe.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
     return recipe.model_copy(update={"model": model})
+
+
+def refuse_segments(stream: Stream) -> None:
+    """Raises a UserError for samples that attention cannot read yet."""
+    if stream.segmented:
+        raise UserError(
+            "data.packing=best_fit and data.segments=true: attention does not take segments yet: "
+            "train with data.packing=concat data.segments=false"
+        )
 
 
 def check_batch(recipe: Recipe, layout: Layout) -> None:

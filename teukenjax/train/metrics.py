@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import matplotlib
-from tensorboardX import SummaryWriter
 
+from teukenjax.errors import UserError
 from teukenjax.run import write_atomically
+from teukenjax.train.events import Events
+from teukenjax.train.norms import norm_scalars
 
 PLOTTED = {"loss": "loss (nats per token)", "grad_norm": "gradient norm", "lr": "learning rate"}
 
@@ -20,14 +22,17 @@ class MetricsLog:
         rows = [row for row in read_metrics(self.path) if row["step"] <= first_step]
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = self.path.open("a", encoding="utf-8", buffering=1)
-        self._events = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+        self._events = Events(run / "tensorboard", purge_step=first_step + 1)
 
     def write(self, row: dict) -> None:
         """One step's numbers; a value of None is unknown."""
         self._file.write(json.dumps(row) + "\n")
-        for key, value in row.items():
-            if key != "step" and value is not None:
-                self._events.add_scalar(f"train/{key}", value, row["step"])
+        plain = (
+            (f"train/{key}", x) for key, x in row.items() if not key.startswith(("norm/", "norms"))
+        )
+        for tag, value in (*plain, *norm_scalars(row)):
+            if tag != "train/step" and value is not None:
+                self._events.add_scalar(tag, value, row["step"])
 
     def write_scores(self, step: int, scores: dict) -> None:
         """Bits per byte of each language as events."""
@@ -41,11 +46,24 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
+    """The rows of a metrics.jsonl; a last line that a kill cut short is left out.
+
+    Raises:
+      UserError: when another line is no row; nothing is thrown away unseen.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [_row(line, f"{path}:{n}") for n, line in enumerate(lines[:-1], start=1) if line]
+
+
+def _row(line: str, where: str) -> dict:
+    try:
+        row = json.loads(line)
+        row["step"]
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{where}: is damaged: not a JSON object with a step: remove it") from None
+    return row
 
 
 def plot_loss(rows: list[dict], path: Path) -> None:
@@ -53,7 +71,9 @@ def plot_loss(rows: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(len(PLOTTED), sharex=True, height_ratios=(3, 1, 1))
+    figure, axes = pyplot.subplots(
+        len(PLOTTED), figsize=(7, 7), sharex=True, height_ratios=(2, 1, 1)
+    )
     for axis, key in zip(axes, PLOTTED, strict=True):
         axis.plot([row["step"] for row in rows], [row[key] for row in rows], linewidth=1)
         axis.set_ylabel(PLOTTED[key])

@@ -6,7 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from teukenjax.data.location import Location
 from teukenjax.data.mixture import Mixture
+from teukenjax.data.shares import Shares
 from teukenjax.data.store import TokenStore
 from teukenjax.errors import UserError
 from teukenjax.hardware import Hardware
@@ -90,9 +92,13 @@ def _compute(recipe: Recipe, layout: Layout) -> str:
 
 
 def _mix(mixture: Mixture) -> str:
-    shares = sorted(mixture.shares.items(), key=lambda pair: -pair[1])
+    return " → ".join(_shares(stage) for stage in mixture.stages)
+
+
+def _shares(stage: Shares) -> str:
+    shares = sorted(stage.share.items(), key=lambda pair: -pair[1])
     text = ", ".join(f"{language} {share:.1%}" for language, share in shares)
-    left_out = "; ".join(f"{language} left out: {why}" for language, why in mixture.dropped.items())
+    left_out = "; ".join(f"{language} left out: {why}" for language, why in stage.dropped.items())
     return f"{text}; {left_out}" if left_out else text
 
 
@@ -121,7 +127,7 @@ def abstract_program(recipe: Recipe, devices: int) -> Program:
 
 def with_vocabulary(recipe: Recipe) -> Recipe:
     """The recipe with ``model.vocab_size`` set; raises as ``abstract_program``."""
-    store = recipe.data.store or recipe.out / "store"
+    store = Location(recipe.data.store or recipe.out / "store")
     if recipe.model.vocab_size is not None:
         return recipe
     if store.exists():

@@ -24,8 +24,10 @@ def print_evaluations(console: Console, evaluations: list[dict]) -> None:
 
 
 def print_next(console: Console, run: Path) -> None:
-    """Three commands that can be copied as they stand."""
-    console.print("\nnext:")
+    """What the run left, and three commands that can be copied as they stand."""
+    files = "metrics.jsonl, eval.json, loss.png, tensorboard/, checkpoints/"
+    console.print(f"\n{run}: {files}", highlight=False, soft_wrap=True)
+    console.print("next:")
     for command in (
         f'generate {run} --prompt "The river"',
         f"train {run}/recipe.yaml steps={2 * load(run / 'recipe.yaml').steps}",

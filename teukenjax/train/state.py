@@ -54,11 +54,12 @@ class Program:
             recipe.schedule, learning_rate=recipe.optimizer.learning_rate, steps=recipe.steps
         )
         self.placed = Placement.of(self.model, layout)
-        leaves = jax.tree.map(leaf_spec, self.model.specs, is_leaf=_is_spec)
+        self.leaf_specs = jax.tree.map(leaf_spec, self.model.specs, is_leaf=_is_spec)
         self.optimizer: optax.GradientTransformation = build_optimizer(
             recipe.optimizer,
             self.learning_rate,
-            leaves,
+            self.leaf_specs,
+            recipe.telemetry,
             shardings=self.placed.moments,
             update_shardings=self.placed.params,
         )
@@ -74,7 +75,7 @@ class Program:
             return jax.tree.structure(node) == structure
 
         # Parts of the optimizer's state that look like the parameters are placed by the table's
-        # optimizer row; what is left are scalars.
+        # optimizer row; what is left is small, and whole everywhere.
         opt_state = jax.tree.map(
             lambda node: self.placed.moments if is_moment(node) else whole,
             jax.eval_shape(self.optimizer.init, shapes),

@@ -1,23 +1,26 @@
 """One optimizer step, to be read aloud; everything that varies is composed outside of it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from teukenjax.optim.telemetry import packed_norms
 from teukenjax.sharding import Layout
 from teukenjax.train.state import Program, TrainState
 
-Metrics = dict[str, Array]
+Metrics = dict[str, Any]
 
 
 def make_train_step(program: Program) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
     """The jitted step ``(state, tokens [A, B/A, S+1]) → (state, metrics)``; state is donated.
 
     A is the number of micro-batches. Metrics are fp32 scalars on the device: loss (nats per
-    token), lr, and the global norms of gradient, update and parameters.
+    token), lr, and the global norms of gradient, update and parameters; besides, under ``norms``,
+    the last observation of ``optim.telemetry``, packed.
     """
     model, optimizer = program.model, program.optimizer
 
@@ -39,6 +42,7 @@ def make_train_step(program: Program) -> Callable[[TrainState, Array], tuple[Tra
             "grad_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
             "param_norm": optax.tree.norm(params),
+            "norms": packed_norms(opt_state),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 

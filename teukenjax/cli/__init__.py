@@ -3,13 +3,14 @@
 Imports are inside the verbs so that help and mistakes answer at once, without loading JAX.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from teukenjax.cli.options import Overrides, RecipeFile, RunPath, console
+from teukenjax.cli.text import data, tokenizer
 from teukenjax.errors import UserError
 
 app = typer.Typer(
@@ -18,18 +19,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-data = typer.Typer(help="Text in, token stores out.", no_args_is_help=True)
-app.add_typer(data, name="data")
 bench = typer.Typer(help="Measures this machine.", no_args_is_help=True)
+app.add_typer(data, name="data")
+app.add_typer(tokenizer, name="tokenizer")
 app.add_typer(bench, name="bench")
-
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values over the recipe's.")
-]
-RunPath = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run directory, or one of its checkpoints.")
-]
 
 
 @app.command()
@@ -50,7 +43,7 @@ def train(
     from teukenjax.train.loop import train as run
     from teukenjax.train.report import print_next
 
-    print_next(_console(), run(resolved, _console()))
+    print_next(console(), run(resolved, console()))
 
 
 @app.command()
@@ -63,7 +56,7 @@ def shardings(
     from teukenjax.recipe import load
     from teukenjax.train.plan import abstract_program, print_shardings
 
-    print_shardings(_console(), abstract_program(load(recipe, overrides or []), devices))
+    print_shardings(console(), abstract_program(load(recipe, overrides or []), devices))
 
 
 @app.command()
@@ -115,13 +108,13 @@ def plan(
         sequences=tuple(sequence or []),
     )
     if table is not None:
-        command.predict_rows(_console(), table, out)
+        command.predict_rows(console(), table, out)
     elif ablate is not None:
-        command.run_ablation(_console(), request, ablate)
+        command.run_ablation(console(), request, ablate)
     elif target_days is not None:
-        command.inverse_questions(_console(), request, target_days=target_days, mfu_floor=mfu_floor)
+        command.inverse_questions(console(), request, target_days=target_days, mfu_floor=mfu_floor)
     else:
-        command.plan(_console(), request, top=top, out=out, compiled=compile_, report=report)
+        command.plan(console(), request, top=top, out=out, compiled=compile_, report=report)
 
 
 @app.command("eval")
@@ -129,21 +122,20 @@ def evaluate(
     run: RunPath,
     text: Annotated[Path, typer.Option("--data", help="A file or directory of documents.")],
     out: Annotated[
-        Path | None, typer.Option("--json", help="Where to write the scores as JSON.")
+        Path | None, typer.Option("--json", help="Default: RUN/eval-TEXT-STEP.json.")
     ] = None,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one batch.")] = 32_768,
 ) -> None:
     """Bits per byte of each language of a text: a table, and JSON."""
-    from teukenjax.evaluate.text import print_scores, score_text
-    from teukenjax.run import load_run, write_atomically
+    from teukenjax.evaluate.text import print_scores, score_text, write_scores
+    from teukenjax.run import load_run
 
     loaded = load_run(run)
     scores = score_text(loaded, text, batch_tokens=batch_tokens)
-    print_scores(_console(), scores)
-    rows = {language: score.as_dict() for language, score in scores.items()}
-    if out is not None:
-        content = {"step": loaded.step, "data": str(text), "languages": rows}
-        write_atomically(out, json.dumps(content, indent=1))
+    print_scores(console(), scores)
+    out = out or loaded.path / f"eval-{text.resolve().stem}-{loaded.step}.json"
+    write_scores(loaded, text, scores, out)
+    console().print(f"{out}: the same as JSON", highlight=False)
 
 
 @app.command()
@@ -178,42 +170,7 @@ def export(
     from teukenjax.interop import export_run
 
     export_run(run, out, dtype=dtype)
-    _console().print(f"{out}: AutoModelForCausalLM and AutoTokenizer load it", highlight=False)
-
-
-@data.command()
-def prepare(
-    text: Annotated[
-        str, typer.Argument(metavar="TEXT", help='A file, a directory, or "sample" (bundled).')
-    ],
-    out: Annotated[Path, typer.Option(help="The token store to make.")],
-    train_tokenizer: Annotated[
-        int | None, typer.Option(min=1, help="Train a tokenizer of this many pieces on TEXT.")
-    ] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Or use this sentencepiece model.")] = None,
-    holdout: Annotated[float, typer.Option(help="Share of documents kept for validation.")] = 0.01,
-    text_field: Annotated[str, typer.Option(help="Of JSON and Parquet.")] = "text",
-    language_field: Annotated[str, typer.Option(help="Falls back to the file's name.")] = "lang",
-    max_broken: Annotated[float, typer.Option(help="Share of lines that may be broken.")] = 0.01,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
-) -> None:
-    """Tokenise .jsonl, .jsonl.zst, .jsonl.gz, .parquet and .txt into a token store."""
-    from teukenjax.data.prepare import prepare as make
-    from teukenjax.data.report import print_store
-
-    store = make(
-        text,
-        out,
-        train_tokenizer=train_tokenizer,
-        tokenizer=tokenizer,
-        holdout=holdout,
-        text_field=text_field,
-        language_field=language_field,
-        max_broken=max_broken,
-        threads=threads,
-        progress=_console().is_terminal,
-    )
-    print_store(_console(), store)
+    console().print(f"{out}: AutoModelForCausalLM and AutoTokenizer load it", highlight=False)
 
 
 @bench.command()
@@ -224,15 +181,8 @@ def calibrate(
     from teukenjax.planner import calibrate as bench_
 
     profile = bench_.calibrate()
-    bench_.show(_console(), profile)
+    bench_.show(console(), profile)
     bench_.write(profile, out)
-
-
-def _console():
-    from rich.console import Console
-
-    # Piped into a file, lines are as long as they are; text with [brackets] is no markup.
-    return Console(width=None if sys.stdout.isatty() else 200, markup=False)
 
 
 def main() -> None:
