@@ -21,6 +21,7 @@ def small():
             "data": {"store": "store"},
             "batch": {"sequences": 32, "accumulation": 2},
             "optimizer": {"name": "adamw"},
+            "telemetry": {"every": None},  # its vectors are no moments
         }
         return validate(Recipe, values | changes, "test")
 
