@@ -44,6 +44,7 @@ FIXED = (
     "data.segments",
     "optimizer.name",
     "optimizer.momentum",
+    "optimizer.light",  # its momentum is of another length
 )
 # These may change their value, but a part of the saved state is there only with one.
 OPTIONAL = ("telemetry.every",)

@@ -94,3 +94,25 @@ def test_zero1_holds_an_eighth_of_the_moments(make_recipe):
 
     assert held(split.params) == held(whole.params)
     assert held(split.opt_state) < held(whole.opt_state) / 6  # norm gains stay whole
+
+
+@pytest.mark.usefixtures("exact_newton_schulz")
+def test_the_light_form_takes_the_same_steps_without_an_accumulator(make_recipe, tokens):
+    """With β = 1/2 its momentum is twice as long, which rounds alike in the maps."""
+    losses, temporary = [], []
+    for light in (False, True):
+        scion = {"name": "scion", "learning_rate": 2e-4, "momentum": 0.5, "light": light}
+        recipe = make_recipe(optimizer=scion | {"epsilon": 1e-20}, batch={"sequences": 32})
+        program = program_of(recipe)
+        placed = jax.device_put(tokens[None], batch_sharding(program.layout))
+        state = program.init()
+        step = make_train_step(program).lower(state, placed).compile()
+        temporary.append(step.memory_analysis().temp_size_in_bytes)
+        curve = []
+        for _ in range(4):
+            state, metrics = step(state, placed)
+            curve.append(float(metrics["loss"]))
+        losses.append(curve)
+    np.testing.assert_allclose(*losses, rtol=RTOL)
+    assert losses[0][-1] < losses[0][0]
+    assert temporary[1] < temporary[0]
