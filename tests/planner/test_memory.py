@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -27,11 +28,16 @@ def test_what_rests_is_what_the_abstract_state_holds(strategy, optimizer, small,
     held = memory(plan_of(strategy), setting_of(recipe), head_chunk=16)
     state = abstract_program(recipe, 8).abstract_state
     params = bytes_per_device(state.params)
-    moments = bytes_per_device(state.opt_state)
+    shapes = {array.shape for array in jax.tree.leaves(state.params)}
+    # Beside moments the optimizer holds counters and the vectors by which it observes norms: a few
+    # rows and columns of each matrix, not modelled.
+    alike = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape in shapes]
+    moments = bytes_per_device(alike)
     gains = 4 * 5 * 32  # five norms of width 32, whole on every device
     assert held.parameters[0] == params - gains
     copies = {"adamw": 2, "scion": 1}[optimizer]
-    assert held.moments[0] == pytest.approx(moments - copies * gains, abs=16)  # and counters
+    assert held.moments[0] == moments - copies * gains
+    assert bytes_per_device(state.opt_state) - moments < 8192
 
 
 def test_the_peak_is_that_of_the_largest_phase(teuken):

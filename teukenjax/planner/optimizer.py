@@ -64,8 +64,8 @@ class Optimizer:
         """Bytes of whole arrays that an update moves, [P].
 
         Scion's matrices travel twice as 16-bit shards, 1/N of them on each device, and once more
-        to replicas. Strategies that own only moments gather the updates: in fp32, or in 16 bits
-        after Newton–Schulz; of zero1 the compiler gathers AdamW's new moments too.
+        to replicas. Strategies that own only moments gather the updates in fp32, and Scion's
+        factors in 16 bits before that; of zero1 the compiler gathers AdamW's new moments too.
         """
         zero1, hsdp = (plans.strategy == NAMES.index(name) for name in ("zero1", "hsdp"))
         owns_less = plans.shards("optimizer") > plans.shards("parameters")
@@ -73,7 +73,8 @@ class Optimizer:
             return np.where(owns_less, 4.0 * np.where(zero1, 3, 1) * shape.parameters, 0.0)
         exchanged = 2 * 2.0 * shape.layer_weights / plans.devices
         pieces = 2.0 * shape.layer_weights / (plans.fsdp * plans.tensor)
-        gathered = np.where(owns_less, 2.0 * shape.parameters, np.where(hsdp, pieces, 0.0))
+        updates = 4.0 * shape.parameters + 2.0 * shape.layer_weights
+        gathered = np.where(owns_less, updates, np.where(hsdp, pieces, 0.0))
         return exchanged + gathered
 
     def flops(self, plans: Plans, shape: Shape) -> np.ndarray:
