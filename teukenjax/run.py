@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from teukenjax.checkpoint import FOLDER, Checkpoints, find
+from teukenjax.data.begun import save
 from teukenjax.data.tokenizer import Tokenizer
 from teukenjax.errors import UserError
 from teukenjax.kernels.attention import choose
@@ -140,9 +141,7 @@ class RunDirectory:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a small file so that a reader, or a kill, never meets half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    save(path, text.encode())
 
 
 class LoadedRun(NamedTuple):

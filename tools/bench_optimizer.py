@@ -25,10 +25,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from teukenjax.model import leaf_spec
 from teukenjax.optim import build_optimizer
 from teukenjax.recipe import load
-from teukenjax.sharding import WeightSpec, make_layout
+from teukenjax.sharding import make_layout
 from teukenjax.train.state import Program
 from teukenjax.train.step import accumulate, batch_sharding
 
@@ -90,9 +89,9 @@ def main(
 
 def left_to_compiler(program: Program) -> Program:
     """The same program with an optimizer that was told no placements."""
-    is_spec = lambda node: isinstance(node, WeightSpec)  # noqa: E731
-    specs = jax.tree.map(leaf_spec, program.model.specs, is_leaf=is_spec)
-    program.optimizer = build_optimizer(program.recipe.optimizer, program.learning_rate, specs)
+    program.optimizer = build_optimizer(
+        program.recipe.optimizer, program.learning_rate, program.leaf_specs
+    )
     return program
 
 

@@ -32,10 +32,9 @@ from teukenjax.data.loader import batches
 from teukenjax.data.prepare import open_store
 from teukenjax.data.store import TokenStore
 from teukenjax.data.stream import Stream
-from teukenjax.model import leaf_spec
 from teukenjax.optim import build_optimizer, schedule
 from teukenjax.recipe import Recipe, load
-from teukenjax.sharding import WeightSpec, make_layout
+from teukenjax.sharding import make_layout
 from teukenjax.train.loop import resolve
 from teukenjax.train.state import Program
 
@@ -105,14 +104,15 @@ def train_all(
     """The loss curve of a run with each learning rate, all from the same start."""
     recipe, model = program.recipe, program.model
     factor = schedule(recipe.schedule, learning_rate=1.0, steps=recipe.steps)
-    specs = jax.tree.map(leaf_spec, model.specs, is_leaf=lambda node: isinstance(node, WeightSpec))
 
     def loss_fn(params, batch):
         weights = jnp.ones((batch.shape[0], batch.shape[1] - 1), jnp.float32)
         return model.bind(params).loss(batch, weights)[0] / weights.size
 
     def train(rate):
-        optimizer = build_optimizer(recipe.optimizer, lambda step: rate * factor(step), specs)
+        optimizer = build_optimizer(
+            recipe.optimizer, lambda step: rate * factor(step), program.leaf_specs
+        )
 
         def step(carry, batch):
             params, state = carry
