@@ -145,7 +145,7 @@ MISTAKES = {
     "share of broken lines": (["data", "prepare", "sample", "--out", "{tmp}/s", "--max-broken", "7",
                                "--train-tokenizer", "900"], "max_broken=7.0: a share from 0 to 1"),
     "unknown hardware": (["train", "{recipe}", "hardware=h100-smx"], "did you mean 'h100-sxm'?"),
-    "cudnn on a cpu": (["train", "{recipe}", "compute.attention=cudnn"], "cannot run"),
+    "cudnn on a cpu": (["train", "{recipe}", "compute.kernels.attention=cudnn"], "cannot run"),
     "processes that do not divide": (["data", "fingerprint", "{recipe}", "--processes", "3"],
                                      "processes=3: batch.sequences=8 is not a multiple"),
     "no such tokenizer": (["tokenizer", "report", "{tmp}/t.model"], "t.model: cannot be read"),

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from teukenjax.model import Functional
+from teukenjax.model.teuken import REFERENCE
 from teukenjax.recipe import ComputeConfig, ModelConfig, ShardingConfig
 from teukenjax.sharding import Layout, WeightSpec, make_layout, tree_shardings
 
@@ -41,7 +42,7 @@ def one_device() -> Layout:
 
 def model_of(config: ModelConfig, layout: Layout | None = None, **compute) -> Functional:
     """In fp32 without remat unless ``compute`` says otherwise."""
-    defaults = {"dtype": "float32", "remat": "none", "attention": "xla", "head_chunk": 5}
+    defaults = {"dtype": "float32", "remat": "none", "kernels": REFERENCE, "head_chunk": 5}
     return Functional(config, ComputeConfig(**(defaults | compute)), layout or one_device())
 
 

@@ -20,10 +20,11 @@ from teukenjax.checkpoint import FOLDER, Checkpoints, find
 from teukenjax.data.begun import save
 from teukenjax.data.tokenizer import Tokenizer
 from teukenjax.errors import UserError
-from teukenjax.kernels.attention import choose
+from teukenjax.kernels.choice import Device, choose_kernels, chosen
 from teukenjax.model import Functional, padded_vocab
 from teukenjax.recipe import (
     ComputeConfig,
+    KernelsConfig,
     ModelConfig,
     Recipe,
     ShardingConfig,
@@ -49,6 +50,8 @@ FIXED = (
 )
 # These may change their value, but a part of the saved state is there only with one.
 OPTIONAL = ("telemetry.every",)
+# A run may be read on another machine than the one that trained it.
+ANY_KERNELS = [f"compute.kernels.{name}=auto" for name in KernelsConfig.model_fields]
 
 
 class RunDirectory:
@@ -163,10 +166,10 @@ def load_run(run: Path, *, devices: list[jax.Device] | None = None) -> LoadedRun
       devices: default: all, or as many of them as divide the model.
     """
     path, step = find(run)
-    recipe = load(path / "recipe.yaml", ["compute.attention=auto"])  # this may be another machine
+    recipe = load(path / "recipe.yaml", ANY_KERNELS)
     tokenizer = Tokenizer.load(path / "tokenizer" / "tokenizer.model")
     layout = make_layout(ShardingConfig(strategy="fsdp"), _that_divide(recipe.model, devices))
-    compute = concrete(recipe, layout.mesh.devices.flat[0].platform)
+    compute = concrete(recipe, Device.of(layout.mesh.devices.flat[0]), tokens=1)
     model = Functional(recipe.model, compute, layout)
     shardings = tree_shardings(layout, model.specs, model.abstract, layout.row.parameters)
     abstract = jax.tree.map(
@@ -187,13 +190,7 @@ def _that_divide(config: ModelConfig, devices: list[jax.Device] | None) -> list[
     return devices[:count]
 
 
-def concrete(recipe: Recipe, platform: str) -> ComputeConfig:
-    """The recipe's compute section with the attention implementation chosen for a platform."""
-    chosen, _ = choose(
-        recipe.compute.attention,
-        dtype=recipe.compute.dtype,
-        head_dim=recipe.model.head_dim,
-        platform=platform,
-        segments=recipe.data.segmented,
-    )
-    return recipe.compute.model_copy(update={"attention": chosen})
+def concrete(recipe: Recipe, device: Device, *, tokens: int) -> ComputeConfig:
+    """The recipe's compute section with kernels chosen for a device; see ``choose_kernels``."""
+    kernels = chosen(choose_kernels(recipe, device, tokens=tokens))
+    return recipe.compute.model_copy(update={"kernels": kernels})

@@ -95,6 +95,11 @@ class Layout:
         """The placement of an array with these logical axes under one rule of the table."""
         return NamedSharding(self.mesh, partition(axes, rule))
 
+    @property
+    def device_kind(self) -> str:
+        """What the devices call themselves; "" where there are none."""
+        return "" if isinstance(self.mesh, AbstractMesh) else self.mesh.devices.flat[0].device_kind
+
     def batch(self, *, leading: int = 0, trailing: int) -> NamedSharding:
         """The placement of an array [*leading, B, *trailing]: split over the batch."""
         return NamedSharding(self.mesh, P(*[None] * leading, BATCH_AXES, *[None] * trailing))

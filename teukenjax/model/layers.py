@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from teukenjax.kernels.attention.api import attention, cached_attention
+from teukenjax.kernels.rms_norm import add_rms_norm, rms_norm
+from teukenjax.kernels.rms_norm.reference import reference_rms_norm
 from teukenjax.model.product import product
 from teukenjax.recipe import ComputeConfig, ModelConfig
 from teukenjax.sharding import BATCH_AXES, Layout, WeightSpec
@@ -38,21 +40,6 @@ def ones(key: Array, shape: tuple[int, ...], spec: WeightSpec) -> Array:
     """The start of a norm gain."""
     del key, spec
     return jnp.ones(shape, jnp.float32)
-
-
-def rms_norm(
-    x: Float[Array, "... D"], gain: Float[Array, " D"] | None, epsilon: float
-) -> Float[Array, "... D"]:
-    """x / rms(x) · gain over the last axis; statistics and gain in fp32, then rounded once.
-
-    Rounding after the gain is what Teuken was trained with (facts of the Apex kernel); Hugging
-    Face rounds before it, which differs in the last bit of bf16 and not at all in fp32.
-    """
-    wide = x.astype(jnp.float32)
-    wide *= lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
-    if gain is not None:
-        wide *= gain.reshape((1,) * (wide.ndim - 1) + gain.shape)
-    return wide.astype(x.dtype)
 
 
 def rope_angles(
@@ -118,16 +105,24 @@ def embed(
 class Norm(nnx.Module):
     """RMSNorm over the width, with a gain unless the model has none."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, compute: ComputeConfig, layout: Layout, *, rngs):
         self.epsilon = config.norm_epsilon
+        self.how = {"layout": layout, "implementation": compute.kernels.rms_norm}
         if config.norm_gain:
             spec = WeightSpec(("gain",), "gain", (), ("gain",))
             self.gain = weight(ones, (config.width,), spec, rngs)
 
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    def of_stream(self, x, residual=None, *, saved_as: str = ""):
+        """The residual stream after ``residual`` has joined it, and its norm; see ``rms_norm``."""
+        return add_rms_norm(x, residual, self._gain, self.epsilon, saved_as=saved_as, **self.how)
+
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         """The normalised input, in its dtype."""
-        gain = self.gain[...] if hasattr(self, "gain") else None
-        return rms_norm(x, gain, self.epsilon)
+        return rms_norm(x, self._gain, self.epsilon, **self.how)
+
+    @property
+    def _gain(self):
+        return self.gain[...] if hasattr(self, "gain") else None
 
 
 class Linear(nnx.Module):
@@ -150,7 +145,7 @@ class Linear(nnx.Module):
         if self.config.norms != "everywhere":
             return x
         flat = x.reshape(*x.shape[: x.ndim - over], -1)
-        return rms_norm(flat, None, self.config.norm_epsilon).reshape(x.shape)
+        return reference_rms_norm(flat, None, self.config.norm_epsilon).reshape(x.shape)
 
 
 class Attention(Linear):
@@ -191,7 +186,7 @@ class Attention(Linear):
         v = self.inner_norm(self.product("bsd,dkn->bskn", x, self.value))
         q, k, v = (name(x, "qkv") for x in (apply_rope(q, rope), apply_rope(k, rope), v))
         if cache is None:
-            mixed = attention(q, k, v, segments, implementation=self.compute.attention)
+            mixed = attention(q, k, v, segments, implementation=self.compute.kernels.attention)
         else:
             cache = tuple(
                 lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
@@ -228,16 +223,17 @@ class Block(nnx.Module):
     def __init__(self, config, compute, layout, *, init, residual_init, rngs: nnx.Rngs):
         inits = {"init": init, "residual_init": residual_init, "rngs": rngs}
         self.layout = layout
-        self.attention_norm = Norm(config, rngs=rngs)
+        self.attention_norm = Norm(config, compute, layout, rngs=rngs)
         self.attention = Attention(config, compute, layout, **inits)
-        self.mlp_norm = Norm(config, rngs=rngs)
+        self.mlp_norm = Norm(config, compute, layout, rngs=rngs)
         self.mlp = MLP(config, compute, layout, **inits)
 
     def __call__(self, x, rope, segments=None, cache: KeyValue | None = None, start=None):
         """One layer; arguments and results as ``Attention``."""
         with jax.named_scope("attention"):
-            mixed, cache = self.attention(self.attention_norm(x), rope, segments, cache, start)
-            x = name(self.layout.constrain_batch(x + mixed), "middle")
+            x, normed = self.attention_norm.of_stream(x)
+            mixed, cache = self.attention(normed, rope, segments, cache, start)
         with jax.named_scope("mlp"):
-            x = self.layout.constrain_batch(x + self.mlp(self.mlp_norm(x)))
+            x, normed = self.mlp_norm.of_stream(x, mixed, saved_as="middle")
+            x = self.layout.constrain_batch(x + self.mlp(normed))
         return x, cache

@@ -16,9 +16,10 @@ from jaxtyping import Array, Float, Int, Integer
 from teukenjax.kernels.cross_entropy import linear_cross_entropy
 from teukenjax.model.initialisation import initializers
 from teukenjax.model.layers import Block, Norm, Weight, embed, rope_angles, weight
-from teukenjax.recipe import ComputeConfig, ModelConfig, ShardingConfig
+from teukenjax.recipe import ComputeConfig, KernelsConfig, ModelConfig, ShardingConfig
 from teukenjax.sharding import Layout, WeightSpec, abstract_layout, make_layout
 
+REFERENCE = KernelsConfig(**dict.fromkeys(KernelsConfig.model_fields, "reference"))
 SAVED = {  # remat policy → what the backward pass finds instead of recomputing it
     "full": (),
     "save_attention": ("qkv", "attention", "middle"),
@@ -53,7 +54,7 @@ class Teuken(nnx.Module):
         role = "output" if config.tied else "input"
         self.embed = Table(config, role=role, init=init, rngs=rngs)
         self.layers = _stacked_blocks(config, compute, layout, init, residual_init, rngs)
-        self.final_norm = Norm(config, rngs=rngs)
+        self.final_norm = Norm(config, compute, layout, rngs=rngs)
         if not config.tied:
             self.head = Table(config, role="output", init=init, rngs=rngs)
 
@@ -101,6 +102,8 @@ class Teuken(nnx.Module):
                 vocab_size=self.config.vocab_size,
                 chunk=self.compute.head_chunk,
                 layout=self.layout,
+                z_loss=self.config.z_loss,
+                implementation=self.compute.kernels.cross_entropy,
             )
 
     def decode(self, tokens: Int[Array, "B T"], cache: Any, start: Int[Array, ""]):
@@ -221,7 +224,7 @@ def flops_per_token(config: ModelConfig) -> int:
 
 def single_device(config: ModelConfig, compute: ComputeConfig | None = None) -> Functional:
     """The model on one device, in fp32 unless ``compute`` says otherwise."""
-    compute = compute or ComputeConfig(dtype="float32", remat="none", attention="xla")
+    compute = compute or ComputeConfig(dtype="float32", remat="none", kernels=REFERENCE)
     layout = make_layout(ShardingConfig(strategy="ddp"), jax.local_devices()[:1])
     return Functional(config, compute, layout)
 

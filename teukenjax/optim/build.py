@@ -23,6 +23,7 @@ def build_optimizer(
     *,
     shardings: Any = None,
     update_shardings: Any = None,
+    symmetric_matmul: str = "reference",
 ) -> optax.GradientTransformation:
     """The optimizer that the recipe describes, clipping and telemetry included.
 
@@ -33,6 +34,7 @@ def build_optimizer(
       telemetry: the section; the default measures nothing.
       shardings: where the moments rest, and
       update_shardings: where the updates go; see ``scale_by_scion``.
+      symmetric_matmul: the kernel of Newton–Schulz, see ``lmo.Spectral``.
 
     Raises:
       UserError: for an unknown name of Newton–Schulz coefficients.
@@ -40,7 +42,14 @@ def build_optimizer(
     if isinstance(config, AdamWConfig):
         optimizer = _adamw(config, learning_rate, specs)
     else:
-        optimizer = _scion(config, learning_rate, specs, shardings, update_shardings)
+        optimizer = _scion(
+            config,
+            learning_rate,
+            specs,
+            shardings=shardings,
+            update_shardings=update_shardings,
+            symmetric_matmul=symmetric_matmul,
+        )
     if telemetry.every is not None:
         optimizer = _tracked(optimizer, config, learning_rate, specs, telemetry.every)
     if config.clip_norm is None:
@@ -74,7 +83,7 @@ def _adamw(config: AdamWConfig, learning_rate: optax.Schedule, specs: Specs):
     )
 
 
-def _scion(config: ScionConfig, learning_rate, specs: Specs, shardings, update_shardings):
+def _scion(config: ScionConfig, learning_rate, specs: Specs, **where_and_how):
     return scion(
         learning_rate,
         specs,
@@ -90,8 +99,7 @@ def _scion(config: ScionConfig, learning_rate, specs: Specs, shardings, update_s
         iterations=config.iterations,
         method=config.method,
         light=config.light,
-        shardings=shardings,
-        update_shardings=update_shardings,
+        **where_and_how,
     )
 
 

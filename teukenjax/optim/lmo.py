@@ -206,6 +206,7 @@ class Spectral(OperatorNorm):
       epsilon: added to ‖G‖_F before Newton–Schulz.
       coefficients: of Newton–Schulz, see ``coefficients``.
       iterations: of Newton–Schulz; None: as many as the set of coefficients has.
+      symmetric_matmul: the kernel of symmetric products: ``reference`` or ``pallas``.
       method: gram takes ``gram_newton_schulz`` for matrices at least 1.5 times as long as wide;
         the others would cost more by it, and stay with the standard form.
     """
@@ -216,6 +217,7 @@ class Spectral(OperatorNorm):
     coefficients: str = "kj"
     iterations: int | None = None
     method: Literal["standard", "gram"] = "standard"
+    symmetric_matmul: str = "reference"
 
     def __post_init__(self):
         steps_of(self.coefficients)  # an unknown name is an error here, not later
@@ -243,6 +245,7 @@ class Spectral(OperatorNorm):
             "coefficients": self.coefficients,
             "iterations": self.iterations,
             "epsilon": self.epsilon,
+            "symmetric_matmul": self.symmetric_matmul,
         }
         short, long = sorted(g.shape[-2:])
         if self.method == "gram" and long >= GRAM_PAYS_FROM * short:

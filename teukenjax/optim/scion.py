@@ -55,6 +55,7 @@ def preset_norms(
     coefficients: str = "kj",
     iterations: int | None = None,
     method: Literal["standard", "gram"] = "standard",
+    symmetric_matmul: str = "reference",
 ) -> dict[Role, OperatorNorm]:
     """The norm of each role: tied Sign → Spectral → Sign, untied ColNorm → Spectral → RowNorm.
 
@@ -64,7 +65,11 @@ def preset_norms(
     if preset not in RADIUS:
         raise UserError(f"preset='{preset}': {nearest(preset, RADIUS)}")
     spectral = Spectral(
-        epsilon=epsilon, coefficients=coefficients, iterations=iterations, method=method
+        epsilon=epsilon,
+        coefficients=coefficients,
+        iterations=iterations,
+        method=method,
+        symmetric_matmul=symmetric_matmul,
     )
     if preset == "tied":
         ends = {"input": Sign(normalised=False), "output": Sign()}
@@ -183,6 +188,7 @@ def scion(
     light: bool = False,
     shardings: Any = None,
     update_shardings: Any = None,
+    symmetric_matmul: str = "reference",
 ) -> optax.GradientTransformation:
     """The whole optimizer: direction, decay and learning rate.
 
@@ -222,7 +228,7 @@ def scion(
         1e-8; then this must be smaller ("Optimal Norm" takes 1e-20).
       coefficients: of Newton–Schulz, see ``coefficients``.
       iterations: of Newton–Schulz; None: as many as the set of coefficients has.
-      method: of Newton–Schulz, see ``Spectral``.
+      method, symmetric_matmul: of Newton–Schulz, see ``Spectral``.
       light: see ``scale_by_scion``.
       shardings: see ``scale_by_scion``.
       update_shardings: see ``scale_by_scion``.
@@ -241,6 +247,7 @@ def scion(
         coefficients=coefficients,
         iterations=iterations,
         method=method,
+        symmetric_matmul=symmetric_matmul,
     )
     multiplier = _override("multiplier", dict.fromkeys(norms, 1.0), multiplier)
     return optax.chain(

@@ -15,7 +15,8 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from teukenjax.errors import UserError
-from teukenjax.kernels.attention import attention, choose
+from teukenjax.kernels.attention import attention
+from teukenjax.kernels.choice import Device
 from teukenjax.planner.profile import Profile, Timing
 
 PRODUCTS = (  # M, K, N
@@ -79,8 +80,7 @@ def product_rate(shape: tuple[int, int, int], repeats: int) -> float:
 def attention_rate(heads: tuple[int, int, int, int, int], repeats: int) -> float:
     """FLOP/s of causal attention, forward and backward, half of the square counted."""
     B, S, H, K, N = heads
-    platform = jax.local_devices()[0].platform
-    chosen, _ = choose("auto", dtype="bfloat16", head_dim=N, platform=platform)
+    chosen = "cudnn" if Device.of(jax.local_devices()[0]).is_gpu else "reference"
     keys = jax.random.split(jax.random.key(1), 3)
     shapes = ((B, S, H, N), (B, S, K, N), (B, S, K, N))
     q, k, v = (

@@ -33,6 +33,7 @@ class ModelConfig(Section):
     norm_epsilon: PositiveFloat = 1e-5
     norms: Literal["pre", "everywhere"] = "pre"  # everywhere: a norm before every linear map
     norm_gain: bool = True
+    z_loss: Annotated[float, Field(ge=0)] = 0.0  # factor of log²(Σ exp logits) in the loss
     tied: bool = True  # one table is both the embedding and the head
     init: Literal["normal", "boundary"] = "normal"  # boundary: on Scion's norm balls
     init_std: PositiveFloat = 0.0158
@@ -210,13 +211,22 @@ class ShardingConfig(Section):
     tensor: int = 1
 
 
+class KernelsConfig(Section):
+    """Which implementation of each kernel runs; auto: the fastest where it was measured."""
+
+    attention: Literal["auto", "cudnn", "reference"] = "auto"
+    cross_entropy: Literal["auto", "pallas", "reference"] = "auto"
+    rms_norm: Literal["auto", "pallas", "reference"] = "auto"
+    symmetric_matmul: Literal["auto", "pallas", "reference"] = "auto"  # of Newton–Schulz
+
+
 class ComputeConfig(Section):
     """How the same mathematics is run: precision, rematerialisation, kernels."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # activations and matmuls; weights are fp32
     remat: Literal["none", "full", "save_attention", "save_projections"] = "full"
     unroll: PositiveInt = 1  # layers per iteration of the scan
-    attention: Literal["auto", "cudnn", "xla"] = "auto"
+    kernels: KernelsConfig = KernelsConfig()
     head_chunk: PositiveInt = 1024  # tokens whose logits exist at one time, per device
 
 

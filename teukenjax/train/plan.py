@@ -12,7 +12,6 @@ from teukenjax.data.shares import Shares
 from teukenjax.data.store import TokenStore
 from teukenjax.errors import UserError
 from teukenjax.hardware import Hardware
-from teukenjax.kernels.attention import choose
 from teukenjax.model import flops_per_token, padded_vocab, parameter_count
 from teukenjax.recipe import PhaseConfig, Recipe
 from teukenjax.sharding import Layout, abstract_layout
@@ -30,7 +29,8 @@ def print_plan(console: Console, program: Program, mixture: Mixture, hw: Hardwar
         "optimizer": _optimizer(recipe),
         "mesh": _mesh(layout, hw),
         "state": f"{_gib(bytes_per_device(program.abstract_state))} per device",
-        "compute": _compute(recipe, layout),
+        "compute": _compute(recipe),
+        "kernels": _kernels(program),
         "data": _mix(mixture),
     }
     for title, text in lines.items():
@@ -77,18 +77,18 @@ def _shape(layout: Layout) -> str:
     return " × ".join(f"{axis} {size}" for axis, size in layout.mesh.shape.items())
 
 
-def _compute(recipe: Recipe, layout: Layout) -> str:
+def _compute(recipe: Recipe) -> str:
     compute = recipe.compute
-    chosen, reason = choose(
-        compute.attention,
-        dtype=compute.dtype,
-        head_dim=recipe.model.head_dim,
-        platform=layout.mesh.devices.flat[0].platform,
-        segments=recipe.data.segmented,
-    )
     return (
-        f"{compute.dtype} on fp32 weights; attention {chosen} ({reason}); remat {compute.remat}; "
+        f"{compute.dtype} on fp32 weights; remat {compute.remat}; "
         f"head in chunks of {compute.head_chunk} tokens"
+    )
+
+
+def _kernels(program: Program) -> str:
+    return "; ".join(
+        f"{name} {choice.implementation} ({choice.reason})"
+        for name, choice in program.kernels.items()
     )
 
 

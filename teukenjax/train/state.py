@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from teukenjax.kernels.choice import Device, choose_kernels, chosen
 from teukenjax.model import Functional, leaf_spec
 from teukenjax.optim.build import build_optimizer, gradient_start
 from teukenjax.optim.schedules import schedule
 from teukenjax.recipe import Recipe
-from teukenjax.run import concrete
 from teukenjax.sharding import Layout, WeightSpec, tree_shardings
 
 
@@ -49,7 +49,11 @@ class Program:
     def __init__(self, recipe: Recipe, layout: Layout, *, platform: str):
         """Args: a resolved recipe, mesh and strategy, and what the mesh's devices are."""
         self.recipe, self.layout = recipe, layout
-        self.model = Functional(recipe.model, concrete(recipe, platform), layout)
+        tokens = recipe.tokens_per_step // recipe.batch.accumulation // layout.batch_shards
+        device = Device(platform, layout.device_kind)
+        self.kernels = choose_kernels(recipe, device, tokens=max(tokens, 1))
+        compute = recipe.compute.model_copy(update={"kernels": chosen(self.kernels)})
+        self.model = Functional(recipe.model, compute, layout)
         self.learning_rate = schedule(
             recipe.schedule, learning_rate=recipe.optimizer.learning_rate, steps=recipe.steps
         )
@@ -62,6 +66,7 @@ class Program:
             recipe.telemetry,
             shardings=self.placed.moments,
             update_shardings=self.placed.params,
+            symmetric_matmul=compute.kernels.symmetric_matmul,
         )
         self.gradient_start = gradient_start(recipe.optimizer)
 

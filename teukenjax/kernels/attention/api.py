@@ -1,43 +1,25 @@
-"""What the model calls: one causal attention, with an implementation chosen in the open."""
+"""What the model calls: one causal attention."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from teukenjax.errors import UserError
 
-
-def choose(
-    requested: str, *, dtype: str, head_dim: int, platform: str, segments: bool = False
-) -> tuple[str, str]:
-    """The implementation to run and the reason, as printed when a run starts.
+def cudnn_refusal(*, dtype: str, head_dim: int, segments: bool) -> str | None:
+    """Why cuDNN cannot run on a GPU; None when it can.
 
     Args:
-      requested: ``auto``, ``cudnn`` or ``xla`` (recipe key ``compute.attention``).
       dtype: of activations; cuDNN has bfloat16 only (of the two that a recipe may ask for).
       head_dim: N; cuDNN takes multiples of 8 up to 128.
-      platform: ``jax.devices()[0].platform``.
       segments: whether attention stays inside documents, which cuDNN is not asked to do.
-
-    Raises:
-      UserError: when ``cudnn`` is asked for and cannot run: never a silent fallback.
     """
-    refusal = None
-    if platform not in ("gpu", "cuda"):
-        refusal = f"the device is a {platform}, not a GPU"
-    elif dtype != "bfloat16":
-        refusal = f"compute.dtype is {dtype}, not bfloat16"
-    elif head_dim % 8 or head_dim > 128:
-        refusal = f"head_dim={head_dim} is not a multiple of 8 up to 128"
-    elif segments:
-        refusal = "attention stays inside documents (data.segments or data.packing=best_fit)"
-    if requested == "xla":
-        return "xla", "asked for"
-    if refusal is None:
-        return "cudnn", "asked for" if requested == "cudnn" else "the fastest for plain causal"
-    if requested == "cudnn":
-        raise UserError(f"compute.attention=cudnn cannot run: {refusal}; allowed here: auto, xla")
-    return "xla", f"cuDNN cannot run: {refusal}"
+    if dtype != "bfloat16":
+        return f"compute.dtype is {dtype}, not bfloat16"
+    if head_dim % 8 or head_dim > 128:
+        return f"head_dim={head_dim} is not a multiple of 8 up to 128"
+    if segments:
+        return "attention stays inside documents (data.segments or data.packing=best_fit)"
+    return None
 
 
 def attention(
@@ -51,15 +33,14 @@ def attention(
     """Causal attention, scale 1/√N, softmax in fp32; query head h reads KV head h // (H/K).
 
     With segments a position sees only those of its own number. Numbers that are equal must stand
-    together, as documents in a packed window do.
+    together, as documents in a packed window do. Implementations: ``reference`` is XLA's, with a
+    mask of S² for segments; ``cudnn`` takes no segments (see ``cudnn_refusal``).
     """
-    if segments is None:
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
-    assert implementation == "xla", "choose() gives segments to no other"
-    same = segments[:, None, :, None] == segments[:, None, None, :]
-    return jax.nn.dot_product_attention(
-        q, k, v, mask=same, is_causal=True, implementation=implementation
-    )
+    if implementation == "cudnn":
+        assert segments is None
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+    same = None if segments is None else segments[:, None, :, None] == segments[:, None, None, :]
+    return jax.nn.dot_product_attention(q, k, v, mask=same, is_causal=True, implementation="xla")
 
 
 def cached_attention(

@@ -21,6 +21,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from teukenjax.kernels.cross_entropy.softmax import FORMS, label_logits
+from teukenjax.kernels.hopper import PART
 from teukenjax.sharding import BATCH_AXES, Layout
 
 
@@ -32,6 +34,8 @@ class Head:
     chunk: int  # tokens per device whose logits exist at one time
     dtype: str  # of the products; statistics are fp32
     layout: Layout
+    z_loss: float
+    implementation: str
 
     @property
     def vocab_axes(self) -> tuple[str, ...]:
@@ -58,6 +62,8 @@ def linear_cross_entropy(
     vocab_size: int,
     chunk: int,
     layout: Layout,
+    z_loss: float = 0.0,
+    implementation: str = "reference",
 ) -> tuple[Float[Array, ""], Float[Array, "B S"]]:
     """Weighted cross-entropy of next tokens.
 
@@ -70,12 +76,19 @@ def linear_cross_entropy(
       vocab_size: V without padding.
       chunk: tokens per device whose logits exist at one time.
       layout: mesh and strategy.
+      z_loss: factor of log²(Σ exp logits), which is added to a token's loss in the sum.
+      implementation: of the softmax: ``reference``, or ``pallas`` on a Hopper GPU for 16 bits.
 
     Returns:
       Σ weight · loss in nats, differentiable in ``hidden`` and ``table``; and the loss of each
-      token in nats (before weighting), which carries no gradient.
+      token in nats (before weighting, without z-loss), which carries no gradient.
+
+    Raises:
+      ValueError: for what ``pallas`` does not take.
     """
-    head = Head(vocab_size, chunk, str(hidden.dtype), layout)
+    if implementation == "pallas" and hidden.dtype.itemsize != 2:
+        raise ValueError(f"linear_cross_entropy: {hidden.dtype}: pallas takes 16-bit floats")
+    head = Head(vocab_size, chunk, str(hidden.dtype), layout, z_loss, implementation)
     return _loss(hidden, table, labels, weights, head)
 
 
@@ -119,6 +132,8 @@ def _local(head: Head, hidden_BSD, table_VD, labels_BS, weights_BS, *, gradients
     B, S, D = hidden_BSD.shape
     tokens = B * S
     chunk = min(head.chunk, tokens)
+    if head.implementation == "pallas":
+        chunk += -chunk % PART
     padding = -tokens % chunk
 
     def chunks(x):
@@ -128,12 +143,12 @@ def _local(head: Head, hidden_BSD, table_VD, labels_BS, weights_BS, *, gradients
 
     table = table_VD.astype(head.dtype)
     step = functools.partial(_chunk, head, table, gradients=gradients)
-    start = jnp.zeros(table.shape if gradients else (), jnp.float32)
+    start = jnp.zeros((), jnp.float32), jnp.zeros(table.shape if gradients else (), jnp.float32)
     inputs = (chunks(hidden_BSD), chunks(labels_BS), chunks(weights_BS))
-    d_table, (losses, d_hidden) = lax.scan(step, start, inputs)
+    (total, d_table), (losses, d_hidden) = lax.scan(step, start, inputs)
 
     losses = losses.reshape(-1)[:tokens].reshape(B, S)
-    total = lax.psum(jnp.sum(losses * weights_BS), BATCH_AXES)
+    total = lax.psum(total, BATCH_AXES)
     if not gradients:
         return total, losses, None
     d_table = _reduce(head, d_table)
@@ -151,28 +166,33 @@ def _reduce(head: Head, d_table_VD: Array) -> Array:
     return lax.psum_scatter(d_table_VD, own, scatter_dimension=0, tiled=True)
 
 
-def _chunk(head: Head, table_VD, d_table, inputs, *, gradients: bool):
+def _chunk(head: Head, table_VD, sums, inputs, *, gradients: bool):
     """Loss, and gradients when asked for, of one chunk of C tokens (after the gather)."""
+    total, d_table = sums
     hidden_CD, labels_C, weights_C = (_gather(head, x) for x in inputs)
-    logits_CV = _product("cd,vd->cv", hidden_CD, table_VD)
-    rows_V = _first_row(head, table_VD) + jnp.arange(table_VD.shape[0])
-    logits_CV = jnp.where((rows_V < head.vocab_size)[None], logits_CV, -jnp.inf)
-    is_label_CV = rows_V[None] == labels_C[:, None]
+    labels_C = labels_C - _first_row(head, table_VD)  # in this device's rows
+    own_C = (labels_C >= 0) & (labels_C < len(table_VD))
+    valid = jnp.asarray(head.vocab_size - _first_row(head, table_VD), jnp.int32)
+    softmax = FORMS[head.implementation].of(hidden_CD, table_VD, valid, keep=gradients)
 
-    top_C = _across(lax.pmax, jnp.max(logits_CV, axis=-1), head.vocab_axes)
-    sum_C = _across(lax.psum, jnp.sum(jnp.exp(logits_CV - top_C[:, None]), -1), head.vocab_axes)
-    label_C = jnp.sum(jnp.where(is_label_CV, logits_CV, 0.0), axis=-1)
-    label_C = _across(lax.psum, label_C, head.vocab_axes)
-    log_sum_C = top_C + jnp.log(sum_C)
-    losses = _own(head, log_sum_C - label_C)
+    top_C = _across(lax.pmax, softmax.top, head.vocab_axes)
+    log_sum_C = top_C + jnp.log(_across(lax.psum, softmax.total(top_C), head.vocab_axes))
+    label_C = label_logits(hidden_CD, table_VD, labels_C, own_C)
+    losses_C = log_sum_C - _across(lax.psum, label_C, head.vocab_axes)
+    losses = _own(head, losses_C)
+    total += jnp.sum(_own(head, weights_C * (losses_C + head.z_loss * jnp.square(log_sum_C))))
     if not gradients:
-        return d_table, (losses, None)
+        return (total, d_table), (losses, None)
 
-    probability_CV = jnp.exp(logits_CV - log_sum_C[:, None])
-    d_logits_CV = ((probability_CV - is_label_CV) * weights_C[:, None]).astype(head.dtype)
+    scale_C = weights_C * (1 + 2 * head.z_loss * log_sum_C)
+    is_label_CV = jnp.where(own_C, labels_C, -1)[:, None] == jnp.arange(len(table_VD))[None]
+    # The label's own entry is a difference of two numbers near one: it is taken before rounding.
+    at_label_C = scale_C * jnp.exp(label_C - log_sum_C) - weights_C
+    d_logits_CV = softmax.scaled(log_sum_C, scale_C)
+    d_logits_CV = jnp.where(is_label_CV, at_label_C[:, None], d_logits_CV).astype(head.dtype)
     d_table += _product("cv,cd->vd", d_logits_CV, hidden_CD)
     d_hidden_CD = _product("cv,vd->cd", d_logits_CV, table_VD)
-    return d_table, (losses, _scatter(head, d_hidden_CD).astype(head.dtype))
+    return (total, d_table), (losses, _scatter(head, d_hidden_CD).astype(head.dtype))
 
 
 def _product(equation: str, x: Array, y: Array) -> Array:

@@ -1,0 +1,159 @@
+"""Which implementation of each kernel a run takes, and why: chosen in the open, once.
+
+``auto`` takes what was fastest where it was measured: ``measured.yaml`` holds times by kernel, GPU
+and shape (``teukenjax bench kernels`` writes such rows). Where no row is near, it takes the
+reference, or for attention cuDNN, and says so.
+"""
+
+import functools
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from ruamel.yaml import YAML
+
+from teukenjax.errors import UserError
+from teukenjax.kernels import rms_norm
+from teukenjax.kernels.attention import cudnn_refusal
+from teukenjax.recipe import KernelsConfig, Recipe
+
+NEAR = 2.0  # a row speaks for shapes up to this factor from its own, in each dimension
+HOPPER = ("H100", "H200", "GH200")
+TABLE = Path(__file__).parent / "measured.yaml"
+
+Shape = dict[str, int]
+
+
+class Choice(NamedTuple):
+    """An implementation, and what to print beside it."""
+
+    implementation: str
+    reason: str
+
+
+class Device(NamedTuple):
+    """What kernels are chosen for: ``jax.Device.platform`` and ``device_kind``."""
+
+    platform: str
+    kind: str = ""
+
+    @classmethod
+    def of(cls, device: jax.Device) -> "Device":
+        """A device of this machine, or of a topology."""
+        return cls(device.platform, device.device_kind)
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is a GPU at all."""
+        return self.platform in ("gpu", "cuda")
+
+    @property
+    def pallas_refusal(self) -> str | None:
+        """Why our kernels cannot run here; None when they can."""
+        if not self.is_gpu:
+            return f"the device is a {self.platform}, not a GPU"
+        if not any(name in self.kind for name in HOPPER):
+            return f"the GPU is {self.kind or 'not known'}, not one of {', '.join(HOPPER)}"
+        return None
+
+
+def choose_kernels(recipe: Recipe, device: Device, *, tokens: int) -> dict[str, Choice]:
+    """Every kernel's implementation for a resolved recipe.
+
+    Args:
+      recipe: vocabulary known.
+      device: what it runs on.
+      tokens: of a micro-batch on one device.
+
+    Raises:
+      UserError: as ``choose``.
+    """
+    model, compute = recipe.model, recipe.compute
+    ours, dtype = device.pallas_refusal, compute.dtype
+    is_16_bit = None if dtype == "bfloat16" else f"compute.dtype is {dtype}, not bfloat16"
+    gpu = None if device.is_gpu else f"the device is a {device.platform}, not a GPU"
+    cudnn = cudnn_refusal(dtype=dtype, head_dim=model.head_dim, segments=recipe.data.segmented)
+    norm = rms_norm.refusal(dtype=dtype, width=model.width, gain=model.norm_gain)
+    head = {"T": min(compute.head_chunk, tokens), "D": model.width, "V": model.vocab_size}
+    cases = {
+        "attention": ({"cudnn": gpu or cudnn}, {"S": model.context}, "cudnn"),
+        "cross_entropy": ({"pallas": ours or is_16_bit}, head, "reference"),
+        "rms_norm": ({"pallas": ours or norm}, {"T": tokens, "D": model.width}, "reference"),
+        "symmetric_matmul": ({"pallas": ours}, {"m": model.width}, "reference"),
+    }
+    return {
+        name: choose(
+            name,
+            getattr(compute.kernels, name),
+            refusals,
+            device=device,
+            shape=shape,
+            fallback=fallback,
+        )
+        for name, (refusals, shape, fallback) in cases.items()
+    }
+
+
+def chosen(choices: dict[str, Choice]) -> KernelsConfig:
+    """The same as a section of a recipe, in which nothing is left to ``auto``."""
+    return KernelsConfig(**{name: choice.implementation for name, choice in choices.items()})
+
+
+def choose(
+    kernel: str,
+    requested: str,
+    refusals: dict[str, str | None],
+    *,
+    device: Device,
+    shape: Shape,
+    fallback: str = "reference",
+) -> Choice:
+    """The implementation to run.
+
+    Args:
+      kernel: its name in ``compute.kernels``.
+      requested: ``auto`` or an implementation.
+      refusals: implementation → why it cannot run here, or None; ``reference`` always can.
+      device: what it runs on.
+      shape: of the call, with the letters of ``measured.yaml``.
+      fallback: what ``auto`` takes where nothing was measured, if it can run.
+
+    Raises:
+      UserError: when what is asked for cannot run: never a silent fallback.
+    """
+    able = ["reference", *(name for name, why in refusals.items() if why is None)]
+    if requested in able:
+        return Choice(requested, "asked for")
+    if requested != "auto":
+        raise UserError(
+            f"compute.kernels.{kernel}={requested} cannot run: {refusals[requested]}; "
+            f"allowed here: auto, {', '.join(able)}"
+        )
+    refused = "; ".join(f"{name} cannot run: {why}" for name, why in refusals.items() if why)
+    if len(able) == 1:
+        return Choice("reference", refused)
+    row = _nearest(kernel, device.kind, shape)
+    if row is None:
+        return Choice(
+            fallback if fallback in able else "reference", refused or "not measured near this shape"
+        )
+    times = {name: ms for name, ms in row["ms"].items() if name in able}
+    best = min(times, key=times.get)
+    others = ", ".join(f"{name} {ms:g}" for name, ms in times.items() if name != best)
+    return Choice(best, f"{times[best]:g} ms where measured, {others}" if others else refused)
+
+
+def _nearest(kernel: str, kind: str, shape: Shape) -> dict | None:
+    def distance(row) -> float:
+        assert row["shape"].keys() == shape.keys(), (row, shape)
+        return max(abs(math.log2(shape[n] / row["shape"][n])) for n in shape)
+
+    rows = [row for row in _measured() if row["kernel"] == kernel and row["gpu"] in kind]
+    near = [row for row in rows if distance(row) <= math.log2(NEAR)]
+    return min(near, key=distance, default=None)
+
+
+@functools.cache
+def _measured() -> list[dict]:
+    return YAML(typ="safe").load(TABLE.read_text())
