@@ -48,11 +48,12 @@ def rms_norm(
     Rounding after the gain is what Teuken was trained with (facts of the Apex kernel); Hugging
     Face rounds before it, which differs in the last bit of bf16 and not at all in fp32.
     """
-    wide = x.astype(jnp.float32)
-    wide *= lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
-    if gain is not None:
-        wide *= gain.reshape((1,) * (wide.ndim - 1) + gain.shape)
-    return wide.astype(x.dtype)
+    with jax.named_scope("norm"):
+        wide = x.astype(jnp.float32)
+        wide *= lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
+        if gain is not None:
+            wide *= gain.reshape((1,) * (wide.ndim - 1) + gain.shape)
+        return wide.astype(x.dtype)
 
 
 def rope_angles(
@@ -187,7 +188,8 @@ class Attention(Linear):
         v = self.inner_norm(self.product("bsd,dkn->bskn", x, self.value))
         q, k, v = (name(x, "qkv") for x in (apply_rope(q, rope), apply_rope(k, rope), v))
         if cache is None:
-            mixed = attention(q, k, v, implementation=self.compute.attention)
+            with jax.named_scope("kernel"):
+                mixed = attention(q, k, v, implementation=self.compute.attention)
         else:
             cache = tuple(
                 lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)

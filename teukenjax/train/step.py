@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from teukenjax.flags import compiler_options
 from teukenjax.optim.telemetry import packed_norms
 from teukenjax.sharding import Layout
 from teukenjax.train.state import Program, TrainState
@@ -36,14 +37,15 @@ def make_train_step(program: Program) -> Callable[[TrainState, Array], tuple[Tra
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        metrics = {
-            "loss": loss,
-            "lr": program.learning_rate(state.step),
-            "grad_norm": optax.tree.norm(grads),
-            "update_norm": optax.tree.norm(updates),
-            "param_norm": optax.tree.norm(params),
-            "norms": packed_norms(opt_state),
-        }
+        with jax.named_scope("metrics"):
+            metrics = {
+                "loss": loss,
+                "lr": program.learning_rate(state.step),
+                "grad_norm": optax.tree.norm(grads),
+                "update_norm": optax.tree.norm(updates),
+                "param_norm": optax.tree.norm(params),
+                "norms": packed_norms(opt_state),
+            }
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(
@@ -51,6 +53,7 @@ def make_train_step(program: Program) -> Callable[[TrainState, Array], tuple[Tra
         donate_argnums=0,
         in_shardings=(program.shardings, batch_sharding(program.layout)),
         out_shardings=(program.shardings, program.layout.replicated()),
+        compiler_options=compiler_options(program.recipe.compute),
     )
 
 
@@ -72,7 +75,8 @@ def accumulate(loss_fn, params, micro_batches: Int[Array, "A B S1"], start, plac
 
     def add(total, tokens):
         loss, grads = jax.value_and_grad(loss_fn)(params, tokens)
-        grads = jax.tree.map(lambda sum_, g: sum_ + g / len(micro_batches), total[1], grads)
+        with jax.named_scope("gradients"):
+            grads = jax.tree.map(lambda sum_, g: sum_ + g / len(micro_batches), total[1], grads)
         return (total[0] + loss, jax.lax.with_sharding_constraint(grads, placement)), None
 
     start = jax.lax.with_sharding_constraint(start, placement)
