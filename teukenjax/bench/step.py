@@ -6,28 +6,31 @@ profiler. Nothing here is estimated: the compiler's memory is its plan, the peak
 allocator's, shares are the profile's.
 """
 
+import itertools
 import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from teukenjax.bench.classes import classify
 from teukenjax.bench.trace import Shares, profile, shares
 from teukenjax.data.loader import batches
 from teukenjax.data.prepare import open_store
+from teukenjax.data.store import TokenStore
 from teukenjax.data.stream import Stream
 from teukenjax.errors import UserError
 from teukenjax.hardware import find_hardware
+from teukenjax.planner.ablation import random_batch
 from teukenjax.recipe import Recipe
 from teukenjax.sharding import make_layout
+from teukenjax.train.batch import Batch, place_batch
 from teukenjax.train.loop import check_batch, resolve
 from teukenjax.train.plan import plan_lines, print_lines, with_vocabulary
 from teukenjax.train.state import Program
-from teukenjax.train.step import batch_sharding, make_train_step
+from teukenjax.train.step import make_train_step
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def measure(
 
 def prepare(
     recipe: Recipe, console: Console, *, fake_data: bool
-) -> tuple[Program, Iterator[jax.Array]]:
+) -> tuple[Program, Iterator[Batch]]:
     """The program on all devices and its batches; prints what will run."""
     store = None if fake_data else open_store(recipe, console)
     recipe = with_vocabulary(recipe) if store is None else resolve(recipe, store.tokenizer())
@@ -98,7 +101,9 @@ def prepare(
     lines["data"] = "random tokens" if store is None else f"{store.location} through the loader"
     lines["versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
     print_lines(console, lines)
-    return program, fake_batches(program) if store is None else real_batches(program, store)
+    if store is None:
+        return program, itertools.repeat(random_batch(program))
+    return program, real_batches(program, store)
 
 
 def versions() -> dict[str, str]:
@@ -107,53 +112,35 @@ def versions() -> dict[str, str]:
     return {"jax": jax.__version__, "platform": platform}
 
 
-def fake_batches(program: Program) -> Iterator[jax.Array]:
-    """The same random tokens [A, B/A, S+1] again and again."""
-    recipe = program.recipe
-    shape = (recipe.batch.sequences, recipe.model.context + 1)
-    drawn = np.random.default_rng(0).integers(recipe.model.vocab_size, size=shape, dtype=np.int32)
-    placed = place(program, drawn)
-    while True:
-        yield placed
-
-
-def real_batches(program: Program, store) -> Iterator[jax.Array]:
-    """The first batches [A, B/A, S+1] of the recipe's run."""
-    size = program.recipe.batch.sequences
-    stream = Stream.of(program.recipe, store)
-    loaded = batches(stream, batch_size=size, first_step=0, rows=range(size))
+def real_batches(program: Program, store: TokenStore) -> Iterator[Batch]:
+    """The first batches of the recipe's run."""
+    batch = program.recipe.batch
+    rows, stream = range(batch.sequences), Stream.of(program.recipe, store)
+    loaded = batches(stream, batch_size=batch.sequences, first_step=0, rows=rows)
     try:
-        for batch in loaded:
-            yield place(program, batch["tokens"])
+        for samples in loaded:
+            yield place_batch(samples, batch.accumulation, program.layout)
     finally:
         loaded.close()
 
 
-def place(program: Program, tokens: np.ndarray) -> jax.Array:
-    """Rows on the mesh, in micro-batches."""
-    parts = program.recipe.batch.accumulation
-    split = tokens.reshape(parts, len(tokens) // parts, tokens.shape[1])
-    return jax.make_array_from_process_local_data(batch_sharding(program.layout), split)
-
-
-def run(program: Program, data: Iterator[jax.Array], repeats: int) -> Measured:
+def run(program: Program, data: Iterator[Batch], repeats: int) -> Measured:
     """Compiles the step and runs it ``repeats`` + 2 times."""
     start = time.perf_counter()
     first = next(data)
-    shape = jax.ShapeDtypeStruct(first.shape, first.dtype, sharding=first.sharding)
-    step = make_train_step(program).lower(program.abstract_state, shape).compile()
+    step = make_train_step(program).lower(program.abstract_state, first).compile()
     compile_s = time.perf_counter() - start
     classes, sizes = classify(step.as_text()), step.memory_analysis()
     state, _ = step(program.init(), first)
     times = []
-    for tokens in (next(data) for _ in range(repeats)):
+    for batch in itertools.islice(data, repeats):
         start = time.perf_counter()
-        state, metrics = step(state, tokens)
+        state, metrics = step(state, batch)
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - start)
     peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    tokens = next(data)
-    events = profile(lambda: jax.block_until_ready(step(state, tokens)))
+    batch = next(data)
+    events = profile(lambda: jax.block_until_ready(step(state, batch)))
     return Measured(
         compile_s=compile_s,
         temporary=sizes.temp_size_in_bytes,

@@ -214,7 +214,14 @@ class ComputeConfig(Section):
     """How the same mathematics is run: precision, rematerialisation, kernels."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # activations and matmuls; weights are fp32
-    remat: Literal["none", "full", "save_attention", "save_projections"] = "full"
+    remat: Literal[
+        "none",
+        "full",
+        "save_attention",
+        "save_projections",
+        "offload_projections",
+        "offload_attention",
+    ] = "full"  # see model.remat
     unroll: PositiveInt = 1  # layers per iteration of the scan
     attention: Literal["auto", "cudnn", "xla"] = "auto"
     head_chunk: PositiveInt = 1024  # tokens whose logits exist at one time, per device

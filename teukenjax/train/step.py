@@ -66,11 +66,13 @@ def accumulate(loss_fn, params, batch: Batch, start, placement):
       placement: of the gradients between micro-batches: a tree of shardings.
     """
 
-    def add(total, micro_batch):
-        loss, grads = jax.value_and_grad(loss_fn)(params, micro_batch)
-        grads = jax.tree.map(jnp.add, total[1], grads)
-        return (total[0] + loss, jax.lax.with_sharding_constraint(grads, placement)), None
+    def add(loss, micro_batch):
+        value, pull_back = jax.vjp(lambda p: loss_fn(p, micro_batch), params)
+        # Each layer's gradient is added where the sum is, when the backward pass has made it:
+        # no micro-batch has a tree of gradients of its own.
+        pull_back.with_refs(sums)(jnp.ones_like(value))
+        return loss + value, None
 
-    start = jax.lax.with_sharding_constraint(start, placement)
-    totals, _ = jax.lax.scan(add, (jnp.zeros(()), start), batch)
-    return totals
+    sums = jax.tree.map(jax.new_ref, jax.lax.with_sharding_constraint(start, placement))
+    loss, _ = jax.lax.scan(add, jnp.zeros(()), batch)
+    return loss, jax.tree.map(jax.freeze, sums)
