@@ -18,6 +18,7 @@ VERBS = {
     "generate": {"run", "prompt", "tokens", "temperature", "top_k", "top_p", "seed"},
     "export": {"run", "out", "dtype"},
     "bench calibrate": {"out"},
+    "bench step": {"recipe", "overrides", "layers", "fake_data", "repeats", "results"},
     "data prepare": {
         "text", "out", "train_tokenizer", "tokenizer", "append", "holdout", "text_field",
         "language_field", "max_broken", "processes",

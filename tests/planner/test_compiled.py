@@ -1,4 +1,4 @@
-"""The compiler for GPUs as an oracle. Runs where jax[cuda13] is installed; needs no GPU."""
+"""The compiler for GPUs as an oracle. Needs jax[cuda13]; needs no GPU."""
 
 import importlib.util
 
@@ -13,9 +13,6 @@ from teukenjax.planner.step_time import step_time, wire_bytes
 from teukenjax.recipe import load
 
 HAS_COMPILER = importlib.util.find_spec("jax_cuda13_plugin") is not None
-needs_compiler = pytest.mark.skipif(
-    not HAS_COMPILER, reason="jax[cuda13] is not installed: uv run --extra cuda13 pytest"
-)
 PLANS = {
     "fsdp": {"fsdp": 8, "remat": "save_attention"},
     "hsdp": {"replica": 2, "fsdp": 4, "remat": "full"},
@@ -38,7 +35,7 @@ def test_a_missing_compiler_says_how_to_install_it():
         devices_of(named("h100-sxm"), 8)
 
 
-@needs_compiler
+@pytest.mark.compiler
 @pytest.mark.parametrize("strategy", PLANS)
 def test_memory_flops_and_bytes_are_those_of_the_compiled_step(strategy, setting_of):
     plan = Plans.single(

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from teukenjax.cli.bench import bench
 from teukenjax.cli.options import Overrides, RecipeFile, RunPath, console
 from teukenjax.cli.text import data, tokenizer
 from teukenjax.errors import UserError
@@ -19,7 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-bench = typer.Typer(help="Measures this machine.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(tokenizer, name="tokenizer")
 app.add_typer(bench, name="bench")
@@ -40,9 +40,11 @@ def train(
     if show:
         print(recipes.to_yaml(resolved), end="")
         return
+    from teukenjax.flags import launch
     from teukenjax.train.loop import train as run
     from teukenjax.train.report import print_next
 
+    launch(resolved.compute)
     print_next(console(), run(resolved, console()))
 
 
@@ -171,18 +173,6 @@ def export(
 
     export_run(run, out, dtype=dtype)
     console().print(f"{out}: AutoModelForCausalLM and AutoTokenizer load it", highlight=False)
-
-
-@bench.command()
-def calibrate(
-    out: Annotated[Path, typer.Option(help="A file of configs/hardware/profiles to write.")],
-) -> None:
-    """Time products, attention, copies and collectives; `plan` then uses what was measured."""
-    from teukenjax.planner import calibrate as bench_
-
-    profile = bench_.calibrate()
-    bench_.show(console(), profile)
-    bench_.write(profile, out)
 
 
 def main() -> None:

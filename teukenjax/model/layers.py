@@ -186,7 +186,8 @@ class Attention(Linear):
         v = self.inner_norm(self.product("bsd,dkn->bskn", x, self.value))
         q, k, v = (name(x, "qkv") for x in (apply_rope(q, rope), apply_rope(k, rope), v))
         if cache is None:
-            mixed = attention(q, k, v, segments, implementation=self.compute.kernels.attention)
+            with jax.named_scope("kernel"):
+                mixed = attention(q, k, v, segments, implementation=self.compute.kernels.attention)
         else:
             cache = tuple(
                 lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)

@@ -16,15 +16,11 @@ from jaxtyping import Array, Float, Int, Integer
 from teukenjax.kernels.cross_entropy import linear_cross_entropy
 from teukenjax.model.initialisation import initializers
 from teukenjax.model.layers import Block, Norm, Weight, embed, rope_angles, weight
+from teukenjax.model.remat import rematerialised
 from teukenjax.recipe import ComputeConfig, KernelsConfig, ModelConfig, ShardingConfig
 from teukenjax.sharding import Layout, WeightSpec, abstract_layout, make_layout
 
 REFERENCE = KernelsConfig(**dict.fromkeys(KernelsConfig.model_fields, "reference"))
-SAVED = {  # remat policy → what the backward pass finds instead of recomputing it
-    "full": (),
-    "save_attention": ("qkv", "attention", "middle"),
-    "save_projections": ("qkv", "attention", "middle", "gate_up"),
-}
 
 
 def padded_vocab(config: ModelConfig) -> int:
@@ -146,12 +142,9 @@ class Teuken(nnx.Module):
             weights, piece = inputs
             return layer(nnx.merge(graph, weights), x, piece)
 
-        if self.compute.remat != "none":
-            saved = SAVED[self.compute.remat]
-            policy = jax.checkpoint_policies.save_only_these_names(*saved)
-            # The scan already keeps XLA from merging the two passes (prevent_cse's purpose).
-            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-        return jax.lax.scan(body, x, (stacked, per_layer), unroll=self.compute.unroll)
+        compute = self.compute
+        body = rematerialised(body, compute.remat, attention=compute.kernels.attention)
+        return jax.lax.scan(body, x, (stacked, per_layer), unroll=compute.unroll)
 
 
 def _stacked_blocks(config, compute, layout, init, residual_init, rngs) -> Block:

@@ -90,23 +90,23 @@ def _attention_flops(line: str, *, backward: bool) -> float:
 
 def _executed(text: str) -> Iterator[tuple[int, dict[str, str], str]]:
     """Each instruction: how often it runs, the types of its computation's names, its text."""
-    computations, entry = _computations(text)
+    bodies, entry = computations(text)
 
     def visit(name: str, count: int):
-        body = computations[name]
+        body = bodies[name]
         for line in body.values():
             yield count, body, line
             trips = _TRIPS.search(line) if " while(" in line else None
             for role, callee in _CALLED.findall(line):
                 # Reductions apply scalars; their bodies hold nothing that is counted here.
-                if role != "to_apply" and callee in computations:
+                if role != "to_apply" and callee in bodies:
                     yield from visit(callee, count * (int(trips[1]) if trips else 1))
 
     yield from visit(entry, 1)
 
 
-def _computations(text: str) -> tuple[dict[str, dict[str, str]], str]:
-    """Computation → name of instruction → the rest of its line; and the name of the entry."""
+def computations(text: str) -> tuple[dict[str, dict[str, str]], str]:
+    """Of a program's text: computation → instruction → the rest of its line; the entry's name."""
     found: dict[str, dict[str, str]] = {}
     entry, current = "", {}
     for line in text.splitlines():

@@ -224,10 +224,19 @@ class ComputeConfig(Section):
     """How the same mathematics is run: precision, rematerialisation, kernels."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # activations and matmuls; weights are fp32
-    remat: Literal["none", "full", "save_attention", "save_projections"] = "full"
+    remat: Literal[
+        "none",
+        "full",
+        "save_attention",
+        "save_projections",
+        "offload_projections",
+        "offload_attention",
+    ] = "full"  # see model.remat
     unroll: PositiveInt = 1  # layers per iteration of the scan
     kernels: KernelsConfig = KernelsConfig()
     head_chunk: PositiveInt = 1024  # tokens whose logits exist at one time, per device
+    flags: str = "default"  # what XLA and the process are told: a set of configs/flags.yaml
+    xla_flags: dict[str, bool | int | str] = {}  # besides or instead of the set's, one by one
 
 
 class CheckpointConfig(Section):

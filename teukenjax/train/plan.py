@@ -11,6 +11,7 @@ from teukenjax.data.mixture import Mixture
 from teukenjax.data.shares import Shares
 from teukenjax.data.store import TokenStore
 from teukenjax.errors import UserError
+from teukenjax.flags import describe
 from teukenjax.hardware import Hardware
 from teukenjax.model import flops_per_token, padded_vocab, parameter_count
 from teukenjax.recipe import PhaseConfig, Recipe
@@ -21,9 +22,14 @@ GIB = 2**30
 
 
 def print_plan(console: Console, program: Program, mixture: Mixture, hw: Hardware | None) -> None:
-    """Model, batch, schedule, mesh, memory, kernels and data mix."""
+    """Model, batch, schedule, mesh, memory, kernels, flags and data mix."""
+    print_lines(console, plan_lines(program, hw) | {"data": _mix(mixture)})
+
+
+def plan_lines(program: Program, hw: Hardware | None) -> dict[str, str]:
+    """Title → text of everything but the data."""
     recipe, layout = program.recipe, program.layout
-    lines = {
+    return {
         "model": _model(recipe),
         "batch": _batch(recipe),
         "optimizer": _optimizer(recipe),
@@ -31,8 +37,12 @@ def print_plan(console: Console, program: Program, mixture: Mixture, hw: Hardwar
         "state": f"{_gib(bytes_per_device(program.abstract_state))} per device",
         "compute": _compute(recipe),
         "kernels": _kernels(program),
-        "data": _mix(mixture),
+        "flags": describe(recipe.compute),
     }
+
+
+def print_lines(console: Console, lines: dict[str, str]) -> None:
+    """Titles in bold, in a column of their own."""
     for title, text in lines.items():
         console.print(Text(f"{title:<10}", style="bold") + Text(text))
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from teukenjax.flags import compiler_options
 from teukenjax.optim.telemetry import packed_norms
 from teukenjax.train.batch import Batch, batch_sharding
 from teukenjax.train.state import Program, TrainState
@@ -34,14 +35,15 @@ def make_train_step(program: Program) -> Callable[[TrainState, Batch], tuple[Tra
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        metrics = {
-            "loss": loss,
-            "lr": program.learning_rate(state.step),
-            "grad_norm": optax.tree.norm(grads),
-            "update_norm": optax.tree.norm(updates),
-            "param_norm": optax.tree.norm(params),
-            "norms": packed_norms(opt_state),
-        }
+        with jax.named_scope("metrics"):
+            metrics = {
+                "loss": loss,
+                "lr": program.learning_rate(state.step),
+                "grad_norm": optax.tree.norm(grads),
+                "update_norm": optax.tree.norm(updates),
+                "param_norm": optax.tree.norm(params),
+                "norms": packed_norms(opt_state),
+            }
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(
@@ -49,6 +51,7 @@ def make_train_step(program: Program) -> Callable[[TrainState, Batch], tuple[Tra
         donate_argnums=0,
         in_shardings=(program.shardings, batch_sharding(program.layout)),
         out_shardings=(program.shardings, program.layout.replicated()),
+        compiler_options=compiler_options(program.recipe.compute),
     )
 
 
@@ -63,11 +66,13 @@ def accumulate(loss_fn, params, batch: Batch, start, placement):
       placement: of the gradients between micro-batches: a tree of shardings.
     """
 
-    def add(total, micro_batch):
-        loss, grads = jax.value_and_grad(loss_fn)(params, micro_batch)
-        grads = jax.tree.map(jnp.add, total[1], grads)
-        return (total[0] + loss, jax.lax.with_sharding_constraint(grads, placement)), None
+    def add(loss, micro_batch):
+        value, pull_back = jax.vjp(lambda p: loss_fn(p, micro_batch), params)
+        # Each layer's gradient is added where the sum is, when the backward pass has made it:
+        # no micro-batch has a tree of gradients of its own.
+        pull_back.with_refs(sums)(jnp.ones_like(value))
+        return loss + value, None
 
-    start = jax.lax.with_sharding_constraint(start, placement)
-    totals, _ = jax.lax.scan(add, (jnp.zeros(()), start), batch)
-    return totals
+    sums = jax.tree.map(jax.new_ref, jax.lax.with_sharding_constraint(start, placement))
+    loss, _ = jax.lax.scan(add, jnp.zeros(()), batch)
+    return loss, jax.tree.map(jax.freeze, sums)

@@ -1,0 +1,1 @@
+"""Measuring the train step: how fast it is, and where its time goes."""
