@@ -163,7 +163,9 @@ def load_run(run: Path, *, devices: list[jax.Device] | None = None) -> LoadedRun
       devices: default: all, or as many of them as divide the model.
     """
     path, step = find(run)
-    recipe = load(path / "recipe.yaml", ["compute.attention=auto"])  # this may be another machine
+    recipe = load(
+        path / "recipe.yaml", ["compute.attention=auto", "compute.strict=false"]
+    )  # this may be another machine
     tokenizer = Tokenizer.load(path / "tokenizer" / "tokenizer.model")
     layout = make_layout(ShardingConfig(strategy="fsdp"), _that_divide(recipe.model, devices))
     compute = concrete(recipe, layout.mesh.devices.flat[0].platform)
@@ -195,5 +197,6 @@ def concrete(recipe: Recipe, platform: str) -> ComputeConfig:
         head_dim=recipe.model.head_dim,
         platform=platform,
         segments=recipe.data.segmented,
+        strict=recipe.compute.strict,
     )
     return recipe.compute.model_copy(update={"attention": chosen})

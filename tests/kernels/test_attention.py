@@ -146,3 +146,10 @@ def test_cudnn_that_cannot_run_is_refused_with_the_reason(dtype, head_dim, platf
     assert str(caught.value) == (
         f"compute.attention=cudnn cannot run: {reason}; allowed here: auto, xla"
     )
+
+
+def test_strict_makes_a_fallback_an_error():
+    with pytest.raises(UserError, match=r"compute\.strict=true.*the device is a cpu"):
+        choose("auto", dtype="bfloat16", head_dim=128, platform="cpu", strict=True)
+    assert choose("auto", dtype="bfloat16", head_dim=128, platform="gpu", strict=True)[0] == "cudnn"
+    assert choose("xla", dtype="bfloat16", head_dim=128, platform="cpu", strict=True)[0] == "xla"

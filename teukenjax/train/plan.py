@@ -95,6 +95,7 @@ def _compute(recipe: Recipe, layout: Layout) -> str:
         head_dim=recipe.model.head_dim,
         platform=layout.mesh.devices.flat[0].platform,
         segments=recipe.data.segmented,
+        strict=recipe.compute.strict,
     )
     return (
         f"{compute.dtype} on fp32 weights; attention {chosen} ({reason}); remat {compute.remat}; "

@@ -8,7 +8,13 @@ from teukenjax.errors import UserError
 
 
 def choose(
-    requested: str, *, dtype: str, head_dim: int, platform: str, segments: bool = False
+    requested: str,
+    *,
+    dtype: str,
+    head_dim: int,
+    platform: str,
+    segments: bool = False,
+    strict: bool = False,
 ) -> tuple[str, str]:
     """The implementation to run and the reason, as printed when a run starts.
 
@@ -18,9 +24,11 @@ def choose(
       head_dim: N; cuDNN takes multiples of 8 up to 128.
       platform: ``jax.devices()[0].platform``.
       segments: whether attention stays inside documents, which cuDNN is not asked to do.
+      strict: whether ``auto`` may not fall back (recipe key ``compute.strict``).
 
     Raises:
-      UserError: when ``cudnn`` is asked for and cannot run: never a silent fallback.
+      UserError: when ``cudnn`` is asked for and cannot run: never a silent fallback; likewise for
+        ``auto`` if ``strict``.
     """
     refusal = None
     if platform not in ("gpu", "cuda"):
@@ -37,6 +45,11 @@ def choose(
         return "cudnn", "asked for" if requested == "cudnn" else "the fastest for plain causal"
     if requested == "cudnn":
         raise UserError(f"compute.attention=cudnn cannot run: {refusal}; allowed here: auto, xla")
+    if strict:
+        raise UserError(
+            f"compute.strict=true with compute.attention=auto: cuDNN cannot run: {refusal}; "
+            f"to take the slow path knowingly set compute.attention=xla"
+        )
     return "xla", f"cuDNN cannot run: {refusal}"
 
 
