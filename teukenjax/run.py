@@ -51,7 +51,10 @@ FIXED = (
 # These may change their value, but a part of the saved state is there only with one.
 OPTIONAL = ("telemetry.every",)
 # A run may be read on another machine than the one that trained it.
-ANY_KERNELS = [f"compute.kernels.{name}=auto" for name in KernelsConfig.model_fields]
+ANY_KERNELS = [
+    "compute.strict=false",
+    *(f"compute.kernels.{name}=auto" for name in KernelsConfig.model_fields),
+]
 
 
 class RunDirectory:

@@ -123,3 +123,11 @@ def test_each_row_of_the_table_names_a_kernel_and_its_implementations():
         assert row.keys() == {"kernel", "gpu", "shape", "ms"}
         assert row["ms"].keys() <= allowed[row["kernel"]]
         assert row["gpu"] in choice.HOPPER
+
+
+def test_strict_makes_a_fallback_of_attention_an_error():
+    with pytest.raises(UserError, match=r"compute\.strict=true.*the device is a cpu.*knowingly"):
+        choices(CPU, "compute.strict=true")
+    assert choices(H100, "compute.strict=true")[0]["attention"] == "cudnn"
+    names, _ = choices(CPU, "compute.strict=true", "compute.kernels.attention=reference")
+    assert names["attention"] == "reference"

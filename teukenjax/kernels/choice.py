@@ -90,6 +90,7 @@ def choose_kernels(recipe: Recipe, device: Device, *, tokens: int) -> dict[str, 
             device=device,
             shape=shape,
             fallback=fallback,
+            strict=compute.strict and name == "attention",
         )
         for name, (refusals, shape, fallback) in cases.items()
     }
@@ -108,6 +109,7 @@ def choose(
     device: Device,
     shape: Shape,
     fallback: str = "reference",
+    strict: bool = False,
 ) -> Choice:
     """The implementation to run.
 
@@ -118,9 +120,11 @@ def choose(
       device: what it runs on.
       shape: of the call, with the letters of ``measured.yaml``.
       fallback: what ``auto`` takes where nothing was measured, if it can run.
+      strict: whether ``auto`` may not come down to the reference for want of another.
 
     Raises:
-      UserError: when what is asked for cannot run: never a silent fallback.
+      UserError: when what is asked for cannot run: never a silent fallback; likewise for ``auto``
+        if ``strict``.
     """
     able = ["reference", *(name for name, why in refusals.items() if why is None)]
     if requested in able:
@@ -131,6 +135,11 @@ def choose(
             f"allowed here: auto, {', '.join(able)}"
         )
     refused = "; ".join(f"{name} cannot run: {why}" for name, why in refusals.items() if why)
+    if len(able) == 1 and strict:
+        raise UserError(
+            f"compute.strict=true with compute.kernels.{kernel}=auto: {refused}; to take the slow "
+            f"path knowingly set compute.kernels.{kernel}=reference"
+        )
     if len(able) == 1:
         return Choice("reference", refused)
     row = _nearest(kernel, device.kind, shape)

@@ -235,6 +235,7 @@ class ComputeConfig(Section):
     unroll: PositiveInt = 1  # layers per iteration of the scan
     kernels: KernelsConfig = KernelsConfig()
     head_chunk: PositiveInt = 1024  # tokens whose logits exist at one time, per device
+    strict: bool = False  # a kernel that "auto" would fall back from is an error
     flags: str = "default"  # what XLA and the process are told: a set of configs/flags.yaml
     xla_flags: dict[str, bool | int | str] = {}  # besides or instead of the set's, one by one
 
