@@ -25,6 +25,11 @@ class Event:
     start: float
     end: float
 
+    @property
+    def on_gpu(self) -> bool:
+        """Where only kernels run; a host's events are also of loops around others."""
+        return self.device.startswith("/device:GPU")
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -81,7 +86,8 @@ def shares(events: list[Event], classes: Mapping[str, str], *, steps: int) -> Sh
     """Time per class of a profile of ``steps`` steps.
 
     Args:
-      events: of all devices; loops and other control, which have no class, are left out.
+      events: of all devices. A kernel of an instruction without a class, such as a CUDA graph of
+        many, is classed by its name; loops on a host, which have no class, are left out.
       classes: instruction → class.
       steps: how many were profiled.
     """
@@ -89,7 +95,7 @@ def shares(events: list[Event], classes: Mapping[str, str], *, steps: int) -> Sh
     named = total = 0.0
     for event in events:
         kind = classes.get(event.instruction)
-        if event.instruction and kind is None:
+        if kind is None and not event.on_gpu:
             continue
         if kind is None:
             kind, named = by_kernel(event.kernel), named + event.end - event.start
