@@ -7,8 +7,8 @@ from teukenjax.bench.trace import Event, shares
 CLASSES = {"dot": "products", "gather": "communication", "loop": "elementwise"}
 
 
-def event(instruction: str, start: float, end: float, *, kernel: str = "k", device: str = "0"):
-    return Event(device, instruction, kernel, start, end)
+def event(instruction: str, start: int, end: int, *, kernel: str = "k", device: str = "0"):
+    return Event(device, instruction, kernel, float(start), float(end))
 
 
 def test_communication_counts_where_nothing_else_runs():
