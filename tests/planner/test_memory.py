@@ -65,8 +65,9 @@ def test_light_scion_saves_one_sum(teuken):
         memory(Plans.single(light=light, **columns), setting, head_chunk=1024)
         for light in (False, True)
     )
-    assert plain.sum[0] == pytest.approx(4 * setting.shape.parameters / 2)
-    assert light.sum[0] == 0
+    # Gradients are added where their sum is, and light Scion's sum is its momentum.
+    assert plain.gradients[0] == pytest.approx(4 * setting.shape.parameters / 2)
+    assert plain.sum[0] == light.sum[0] == light.gradients[0] == 0
 
 
 def test_tokens_that_travel_cost_memory_on_large_groups(teuken):

@@ -2,6 +2,7 @@
 
 import itertools
 import tempfile
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -64,7 +65,10 @@ def profile(run: Callable[[], None]) -> list[Event]:
         with jax.profiler.trace(folder, profiler_options=options):
             run()
         (path,) = Path(folder).rglob("*.xplane.pb")
-        return list(read(path))
+        with warnings.catch_warnings():
+            # The reader's types are deprecated by Python 3.12; as an error it would abort.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return list(read(path))
 
 
 def read(path: Path) -> Iterator[Event]:

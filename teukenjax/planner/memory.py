@@ -95,8 +95,7 @@ def memory(plans: Plans, setting: Setting, *, head_chunk: int) -> Memory:
     shape, constants = setting.shape, setting.software
     phi, E, remats = shape.parameters, plans.tokens, plans.remats(shape)
     owned = 4.0 * phi / plans.shards("gradients")
-    # Light Scion's sum is its momentum, which is counted there. That of zero1 is split as its
-    # moments are, though its gradients are not: the compiler finds that by itself.
+    # Light Scion's sum is its momentum, which is counted there, and gradients are added to it.
     summed = (plans.accumulation > 1) & ~plans.light & constants.separate_sum
     logits, table = _loss(plans, setting, head_chunk)
     return Memory(
@@ -104,7 +103,7 @@ def memory(plans: Plans, setting: Setting, *, head_chunk: int) -> Memory:
         moments=setting.optimizer.state_bytes * phi / plans.shards("optimizer"),
         reserve=np.full(len(plans), constants.reserve_gb * GIGA),
         sum=np.where(summed, 4.0 * phi / plans.shards("optimizer"), 0.0),
-        gradients=owned,
+        gradients=np.where(plans.light, 0.0, owned),
         kept=E * shape.layers * (remats.whole + (remats.kept - remats.whole) / plans.tensor),
         states=2.0 * _group(plans, setting) * E * shape.width,
         logits=logits,

@@ -30,8 +30,7 @@ class Remat:
       kept: bytes from the forward to the backward pass, in 16 bits unless the residual is wider.
       whole: of those, bytes that are not split over the tensor axis: the residual stream.
       matmul: FLOPs of products that run again.
-      attention: 1 if the attention's forward runs again. cuDNN's backward needs its softmax
-        statistics, which no policy but "none" can name.
+      attention: 1 if the attention's forward runs again; its softmax statistics are kept with it.
       elementwise: share of the forward's elementwise passes that run again.
       weights: share of the layer's weights that the recomputation gathers once more. Weights are
         gathered where they are used, and the two uses of the backward pass are not joined.
@@ -66,7 +65,7 @@ def remat(shape: Shape, policy: str) -> Remat:
         kept=float(kept[policy]),
         whole=float({"full": 2 * D, "none": 20 * D}.get(policy, 4 * D)),
         matmul=2.0 * weights,
-        attention=float(policy != "none"),
+        attention=float(policy == "full"),
         elementwise=ELEMENTWISE[policy],
         weights=weights / (shape.attention_weights + shape.mlp_weights),
     )
