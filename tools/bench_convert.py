@@ -36,7 +36,10 @@ def main(model: str, folder: str) -> None:
     write_random(config, work / "hf")
     tensors = list(hf_tensors(config))
     largest = max(int(np.prod(tensor.theirs)) for tensor in tensors) * 2
-    print(f"{len(tensors)} tensors, the largest {largest / 2**30:.2f} GiB in bfloat16; random ", end="")
+    print(
+        f"{len(tensors)} tensors, the largest {largest / 2**30:.2f} GiB in bfloat16; random ",
+        end="",
+    )
     print(f"model written in {time.perf_counter() - begin:.0f} s", flush=True)
     for direction, source, out in (("import", "hf", "run"), ("export", "run", "again")):
         seconds, peak = measured(direction, work / source, work / out)

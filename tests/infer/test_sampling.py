@@ -104,12 +104,10 @@ def test_the_penalty_weighs_down_what_was_there_whatever_its_sign():
 
 
 def test_rows_choose_their_own_way():
-    rows = np.stack([LOGITS, LOGITS, -LOGITS])
+    rows = jax.numpy.stack([LOGITS, LOGITS, -LOGITS])
     how = [Sampling(temperature=0.0), Sampling(temperature=9.0, top_k=0, top_p=1.0, seed=5)]
     choice = Choice.of([*how, Sampling(temperature=0.0)])
-    found = np.asarray(
-        [sample(rows, rows > 9, choice, np.full(3, at, np.int32)) for at in range(20)]
-    )
+    found = np.asarray([sample(rows, rows > 9, choice, jax.numpy.full(3, at)) for at in range(20)])
     assert set(found[:, 0]) == {BEST}
     assert len(set(found[:, 1])) > 5
     assert set(found[:, 2]) == {int(LOGITS.argmin())}

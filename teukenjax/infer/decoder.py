@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from teukenjax.infer.sampling import Choice, sample
+from teukenjax.infer.sampling import Choice, Sampling, sample
 from teukenjax.model import Functional
 from teukenjax.model.layers import embed, rms_norm, rope_angles
+from teukenjax.sharding import BATCH_AXES
 
 PIECE = 256
 Cache = tuple[tuple[Array, Array], ...]  # by layer: keys and values, each [B, C, K, N]
@@ -43,6 +44,7 @@ class Decoder:
         """Args: the model, and its parameters as trained: fp32 and stacked."""
         self.model = model
         self.params = jax.jit(functools.partial(laid_out, model))(params)
+        self._compiled: set[tuple[int, int]] = set()
 
     def capacity(self, tokens: int) -> int:
         """Length of a cache for that many tokens: doublings of ``PIECE``, to bound compilations."""
@@ -53,6 +55,14 @@ class Decoder:
     def start(self, batch: int, tokens: int) -> Rows:
         """Empty rows with room for that many tokens."""
         return self._start(batch, self.capacity(tokens))
+
+    def compile(self, batch: int, tokens: int) -> None:
+        """Has both programs of this shape compiled, by a prompt and a step that are thrown away."""
+        shape = batch, self.capacity(tokens)
+        if shape not in self._compiled:
+            rows = self.read(self.start(batch, tokens), [[0]] * batch)
+            self.step(self.params, rows, Choice.of([Sampling()] * batch))
+            self._compiled.add(shape)
 
     def read(self, rows: Rows, prompts: list[list[int]]) -> Rows:
         """Empty rows with one prompt each, none of them empty."""
@@ -96,20 +106,25 @@ def laid_out(model: Functional, params: dict) -> dict:
 
 def empty(model: Functional, batch: int, capacity: int) -> Rows:
     """Rows without a token."""
-    c, rule = model.config, model.layout.row
-    axes = ("batch", None, "kv_heads", None)
-    placed = model.layout.sharding(axes, {**rule.compute, "batch": ("replica", "fsdp")})
+    c = model.config
     shape = (batch, capacity, c.kv_heads, c.head_dim)
-
-    def zeros() -> Array:
-        return jax.lax.with_sharding_constraint(jnp.zeros(shape, model.compute.dtype), placed)
-
-    return Rows(
-        cache=tuple((zeros(), zeros()) for _ in range(c.layers)),
+    pair = tuple(jnp.zeros(shape, model.compute.dtype) for _ in range(2))
+    rows = Rows(
+        cache=(pair,) * c.layers,
         logits=jnp.zeros((batch, c.vocab_size), jnp.float32),
         seen=jnp.zeros((batch, c.vocab_size), bool),
         length=jnp.zeros(batch, jnp.int32),
     )
+    return placed(model, rows)
+
+
+def placed(model: Functional, rows: Rows) -> Rows:
+    """Pins every array, so that a program's results are what the next one was compiled for."""
+    layout = model.layout
+    rule = layout.row.compute | {"batch": BATCH_AXES}
+    by_head = layout.sharding(("batch", None, "kv_heads", None), rule)
+    cache = jax.lax.with_sharding_constraint(rows.cache, by_head)
+    return Rows(cache, *map(layout.constrain_batch, rows[1:]))
 
 
 def read_piece(
@@ -129,12 +144,13 @@ def read_piece(
     scores = head(model, params, jnp.take_along_axis(hidden, index[:, None, None], axis=1)[:, 0])
     given = jnp.arange(tokens.shape[1])[None] <= last[:, None]
     batch = jnp.arange(tokens.shape[0])[:, None]
-    return Rows(
+    rows = Rows(
         cache=cache,
         logits=jnp.where(here[:, None], scores, rows.logits),
         seen=rows.seen.at[batch, tokens].max(given),
         length=jnp.minimum(length, at + tokens.shape[1]),
     )
+    return placed(model, rows)
 
 
 def step(
@@ -147,11 +163,15 @@ def step(
     hidden, cache = advance(model, params, tokens[:, None], rows.cache, start)
     seen = rows.seen.at[jnp.arange(tokens.shape[0]), tokens].set(True)
     logits = head(model, params, hidden[:, 0])
-    return Rows(cache, logits, seen, rows.length + 1), tokens
+    return placed(model, Rows(cache, logits, seen, rows.length + 1)), tokens
 
 
 def advance(
-    model: Functional, params: dict, tokens: Int[Array, "B T"], cache: Cache, start: Int[Array, " B"]
+    model: Functional,
+    params: dict,
+    tokens: Int[Array, "B T"],
+    cache: Cache,
+    start: Int[Array, " B"],
 ) -> tuple[Float[Array, "B T D"], Cache]:
     """Final hidden states of the next T tokens of each row, and the extended cache."""
     c = model.config

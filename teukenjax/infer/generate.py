@@ -19,7 +19,7 @@ END_OF_TURN = 2  # </s>: a chat answer ends in it; a pre-training document ends 
 
 @dataclass
 class Speed:
-    """How long the last call took; compilation is in the first call of a shape."""
+    """How long the last call took, without compilation."""
 
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0
@@ -109,8 +109,9 @@ class Generator:
         real = len(prompts)
         fill = -real % self.model.layout.batch_shards  # a sharded batch has equal parts
         choice = Choice.of([*sampling, *[Sampling(temperature=0.0)] * fill])
-        begin = time.perf_counter()
         length = max(len(p) + n for p, n in zip(prompts, most, strict=True))
+        self.decoder.compile(real + fill, length)
+        begin = time.perf_counter()
         rows = self.decoder.start(real + fill, length)
         rows = self.decoder.read(rows, [*prompts, *[[0]] * fill])
         jax.block_until_ready(rows.logits)

@@ -27,7 +27,6 @@ What still differs, with the cause:
   invalid UTF-8 byte spoils its whole run of byte tokens here, and only itself in SentencePiece.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from teukenjax.data.tokenizer import SPECIAL_PIECES
 from teukenjax.errors import UserError
+from teukenjax.interop.chat_template import chat_template
+from teukenjax.interop.resumable import write_json
 
 Piece = ModelProto.SentencePiece
 UNKNOWN = "<unk>"
@@ -101,8 +102,8 @@ def write_tokenizer(model: bytes, out: Path, *, context: int) -> None:
     """
     fast_tokenizer(parse_model(model)).save(str(out / "tokenizer.json"))
     (out / "tokenizer.model").write_bytes(model)
-    _write_json(out / "tokenizer_config.json", _tokenizer_config(context))
-    _write_json(out / "special_tokens_map.json", _roles())
+    write_json(out / "tokenizer_config.json", _tokenizer_config(context))
+    write_json(out / "special_tokens_map.json", _roles())
 
 
 def _score(piece: Piece, lowest: float) -> float:
@@ -148,6 +149,7 @@ def _tokenizer_config(context: int) -> dict[str, Any]:
             for index, piece in enumerate(SPECIAL)
         },
         **_roles(),
+        "chat_template": chat_template(),
         "clean_up_tokenization_spaces": False,
         # Without token_type_ids, which Llama's generate refuses.
         "model_input_names": ["input_ids", "attention_mask"],
@@ -155,8 +157,3 @@ def _tokenizer_config(context: int) -> dict[str, Any]:
         "padding_side": "right",
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8")

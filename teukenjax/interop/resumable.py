@@ -1,8 +1,8 @@
 """A folder that appears under its name when it is whole, and goes on after a kill until then.
 
-    OUT.partial/content/      becomes OUT
-    OUT.partial/begun.json    what the work was begun with; other options are refused
-    OUT.partial/journal       a line for each tensor that is written, with the sum of its bits
+OUT.partial/content/      becomes OUT
+OUT.partial/begun.json    what the work was begun with; other options are refused
+OUT.partial/journal       a line for each tensor that is written, with the sum of its bits
 """
 
 import json
