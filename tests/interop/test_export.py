@@ -9,7 +9,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from hf_case import random_parameters, small_config
+from hf_case import by_definition, random_parameters, small_config
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import deserialize
 
@@ -46,22 +46,6 @@ def read(file) -> dict[str, np.ndarray]:
         name: np.frombuffer(entry["data"], NUMPY[entry["dtype"]]).reshape(entry["shape"])
         for name, entry in deserialize(file.read_bytes())
     }
-
-
-def by_definition(config, params) -> dict[str, np.ndarray]:
-    """Every tensor by its definition: [out, in] of one layer, no padding rows."""
-    tensors = {"model.norm.weight": params["final_norm"]["gain"]}
-    tables = {"model.embed_tokens.weight": "embed", "lm_head.weight": "head"}
-    for name, table in tables.items():
-        if table in params:
-            tensors[name] = params[table]["table"][: config.vocab_size]
-    for layer in range(config.layers):
-        for path, hf, inputs in LAYER:
-            leaf = params["layers"][path[0]][path[1]][layer]
-            if inputs is not None:
-                leaf = leaf.reshape(np.prod(leaf.shape[:inputs]), -1).T
-            tensors[f"model.layers.{layer}.{hf}"] = leaf
-    return tensors
 
 
 @pytest.mark.parametrize("tied", [True, False])
