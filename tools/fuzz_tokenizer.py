@@ -45,7 +45,7 @@ def main() -> int:
     for kind, count in counts.items():
         print(f"{count:,} {kind}")
     for cause, examples in found.items():
-        print(f"{len(examples):,} differ: {cause}; such as {ascii(min(examples, key=len)):.100}")
+        print(f"{len(examples):,} differ: {cause}; such as {min(examples, key=len)!a:.100}")
     return int(UNLISTED in found)
 
 

@@ -144,6 +144,9 @@ def _roles() -> dict[str, str]:
 def _tokenizer_config(context: int) -> dict[str, Any]:
     flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
     return {
+        # transformers adds none here in any case; GGUF's converter takes them for "not said".
+        "add_bos_token": False,
+        "add_eos_token": False,
         "added_tokens_decoder": {
             str(index): {"content": piece, **flags, "special": True}
             for index, piece in enumerate(SPECIAL)
