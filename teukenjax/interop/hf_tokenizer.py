@@ -21,8 +21,9 @@ What still differs, with the cause:
 - A text that is nothing but one special token, such as ``</s>``, has no ▁ before it here, and
   the noncharacter U+FDD0 is ``<unk>``: the price of matching special tokens after the prefix.
 - Unicode corner cases: a mark after a letter that is already composed (ê + ´) or marks out of
-  canonical order are composed here and left alone by SentencePiece's table, which also ends at
-  an older Unicode: 171 code points, none of them in an alphabet of a European language.
+  canonical order are composed here and left alone by SentencePiece's table; and 172 code points,
+  none of them in an alphabet of a European language, that one of the two Unicodes does not know
+  yet (134 are too new for ``tokenizers``).
 - Decoding, of what no text encodes to: id 0 is ``<unk>`` here and " ⁇ " in SentencePiece; one
   invalid UTF-8 byte spoils its whole run of byte tokens here, and only itself in SentencePiece.
 """
