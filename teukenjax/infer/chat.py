@@ -36,6 +36,15 @@ def chat_ids(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], language:
     )
 
 
+def without_blank(pieces: Iterator[str]) -> Iterator[str]:
+    """An answer without the blank that the template has in front of it."""
+    begun = False
+    for piece in pieces:
+        piece = piece if begun else piece.lstrip()
+        begun = begun or bool(piece)
+        yield piece
+
+
 class Chat:
     """One conversation, which remembers what was said."""
 
@@ -62,7 +71,8 @@ class Chat:
                 "begin another"
             )
         answer = ""
-        for piece in self.generator.text(ids, tokens=self.tokens, sampling=self.sampling):
+        text = self.generator.text(ids, tokens=self.tokens, sampling=self.sampling)
+        for piece in without_blank(text):
             answer += piece
             yield piece
         self.messages = [*messages, {"role": "assistant", "content": answer.strip() or "…"}]

@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from teukenjax.errors import UserError
-from teukenjax.infer.chat import chat_ids
+from teukenjax.infer.chat import chat_ids, without_blank
 from teukenjax.infer.generate import Generator
 from teukenjax.serve.requests import ChatCompletion, Completion, Request, read_request
 
@@ -99,6 +99,8 @@ class Answer:
             text = self._server.generator.text(
                 self._ids, tokens=request.tokens, sampling=request.sampling, stops=request.stops
             )
+            if self._chat:
+                text = without_blank(text)
             try:
                 async for piece in iterate_in_threadpool(text):
                     if piece:
