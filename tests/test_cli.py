@@ -7,6 +7,7 @@ import typer.main
 
 from teukenjax import cli
 
+CHOICE = {"tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed"}
 VERBS = {
     "train": {"recipe", "overrides", "show"},
     "shardings": {"recipe", "overrides", "devices"},
@@ -15,8 +16,11 @@ VERBS = {
         "compile_", "target_days", "mfu_floor", "ablate", "table", "report",
     },
     "eval": {"run", "text", "out", "batch_tokens"},
-    "generate": {"run", "prompt", "tokens", "temperature", "top_k", "top_p", "seed"},
-    "export": {"run", "out", "dtype"},
+    "import": {"folder", "out"},
+    "export": {"run", "out", "dtype", "shard_size"},
+    "generate": {"run", "prompt", *CHOICE},
+    "chat": {"run", "language", *CHOICE},
+    "serve": {"run", "host", "port", "queue", "language"},
     "bench calibrate": {"out"},
     "bench step": {"recipe", "overrides", "layers", "fake_data", "repeats", "results"},
     "data prepare": {

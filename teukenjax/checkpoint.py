@@ -27,6 +27,9 @@ from teukenjax.errors import UserError
 from teukenjax.recipe import CheckpointConfig
 
 FOLDER = "checkpoints"
+# Arrays lie in pieces of one layer and at most this size, so that an export can read a layer
+# without the whole stack, and a restore a shard without its neighbours.
+STORED_BYTES = 32 * 2**20
 
 
 class Checkpoints:
@@ -67,7 +70,8 @@ class Checkpoints:
             return
         about = about | {"sums": _sums(state)}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
+            state=ocp.args.StandardSave(state, jax.tree.map(_pieces, state)),
+            about=ocp.args.JsonSave(about),
         )
         with self._writing():
             self._manager.save(step, args=items)
@@ -162,6 +166,11 @@ def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     # TensorStore begins with the array and ends with the system's word.
     return text if len(text) <= 320 else f"{text[:120]} … {text[-200:]}"
+
+
+def _pieces(x: Array) -> ocp.SaveArgs:
+    layers = (0,) if x.ndim > 2 else ()  # a stack of matrices; a table is cut into rows
+    return ocp.SaveArgs(chunk_byte_size=STORED_BYTES, shard_axes=layers)
 
 
 def _sums(tree: Any) -> dict[str, int]:

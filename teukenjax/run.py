@@ -11,6 +11,7 @@ RUN/eval-*.json      bits per byte on other texts (`teukenjax eval`)
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from teukenjax.recipe import (
     load,
     to_yaml,
 )
-from teukenjax.sharding import make_layout, tree_shardings
+from teukenjax.sharding import Layout, make_layout, tree_shardings
 
 # A change of these would break the saved state or the order of the data.
 FIXED = (
@@ -161,17 +162,23 @@ class LoadedRun(NamedTuple):
     step: int
 
 
-def load_run(run: Path, *, devices: list[jax.Device] | None = None) -> LoadedRun:
+def load_run(
+    run: Path,
+    *,
+    devices: list[jax.Device] | None = None,
+    layout_of: Callable[[ModelConfig, list[jax.Device]], Layout] | None = None,
+) -> LoadedRun:
     """The model of a run directory or of one of its checkpoints, sharded over ``devices``.
 
     Args:
       run: RUN as every verb takes it.
       devices: default: all, or as many of them as divide the model.
+      layout_of: chooses mesh and strategy for them; default: ``fsdp``.
     """
     path, step = find(run)
     recipe = load(path / "recipe.yaml", ANY_KERNELS)
     tokenizer = Tokenizer.load(path / "tokenizer" / "tokenizer.model")
-    layout = make_layout(ShardingConfig(strategy="fsdp"), _that_divide(recipe.model, devices))
+    layout = (layout_of or _fsdp)(recipe.model, devices or jax.devices())
     compute = concrete(recipe, Device.of(layout.mesh.devices.flat[0]), tokens=1)
     model = Functional(recipe.model, compute, layout)
     shardings = tree_shardings(layout, model.specs, model.abstract, layout.row.parameters)
@@ -184,13 +191,12 @@ def load_run(run: Path, *, devices: list[jax.Device] | None = None) -> LoadedRun
     return LoadedRun(path, recipe, tokenizer, model, params, step)
 
 
-def _that_divide(config: ModelConfig, devices: list[jax.Device] | None) -> list[jax.Device]:
-    """The longest start of the list that width and vocabulary divide over."""
-    devices = devices or jax.devices()
+def _fsdp(config: ModelConfig, devices: list[jax.Device]) -> Layout:
+    """Over the longest start of the list that width and vocabulary divide over."""
     count = len(devices)
     while config.width % count or padded_vocab(config) % count:
         count -= 1
-    return devices[:count]
+    return make_layout(ShardingConfig(strategy="fsdp"), devices[:count])
 
 
 def concrete(recipe: Recipe, device: Device, *, tokens: int) -> ComputeConfig:

@@ -13,10 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "interop"))
 
-from hf_case import random_parameters, random_tokens, small_config  # noqa: E402
+from hf_case import by_definition, random_parameters, random_tokens, small_config  # noqa: E402
 
 from teukenjax.interop.hf_config import model_config  # noqa: E402
-from teukenjax.interop.hf_weights import hf_tensors  # noqa: E402
 
 
 def stock_logits(tokens: np.ndarray, *, tied: bool) -> np.ndarray:
@@ -25,7 +24,7 @@ def stock_logits(tokens: np.ndarray, *, tied: bool) -> np.ndarray:
     stock = LlamaForCausalLM(LlamaConfig(**model_config(config, dtype="float32"))).eval()
     weights = {
         name: torch.from_numpy(np.ascontiguousarray(tensor))
-        for name, tensor in hf_tensors(config, random_parameters(config))
+        for name, tensor in by_definition(config, random_parameters(config)).items()
     }
     missing, unexpected = stock.load_state_dict(weights, strict=False)
     assert missing == (["lm_head.weight"] if tied else []), missing

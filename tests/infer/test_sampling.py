@@ -5,16 +5,23 @@ import numpy as np
 import pytest
 
 from teukenjax.errors import UserError
-from teukenjax.infer.sampling import Sampling, sample
+from teukenjax.infer.sampling import Choice, Sampling, sample
 
 LOGITS = np.random.default_rng(0).standard_normal(37).astype(np.float32)
 BEST = int(LOGITS.argmax())
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def draw(logits, how: Sampling, number: int):
-    keys = jax.random.split(jax.random.key(how.seed), number)
-    return jax.vmap(lambda key: sample(key, logits, how))(keys)
+def draw(logits, how: Sampling, number: int, seen=()):
+    """That many draws, at as many positions of a row."""
+    held = np.zeros((1, len(logits)), bool)
+    held[0, list(seen)] = True
+    return draws(logits[None], held, Choice.of([how]), number)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def draws(logits, seen, choice, number: int):
+    positions = jax.numpy.arange(number)[:, None]
+    return jax.vmap(lambda at: sample(logits, seen, choice, at)[0])(positions)
 
 
 def support(probabilities, draws: int = 2000, **how) -> set[int]:
@@ -87,11 +94,33 @@ def test_seeds_reproduce_and_differ():
     assert (one != other).any()
 
 
+def test_the_penalty_weighs_down_what_was_there_whatever_its_sign():
+    """As in Hugging Face: a positive score is divided, a negative one multiplied."""
+    logits = np.array([2.0, 1.5, -1.0, -1.2], np.float32)
+    greedy = Sampling(temperature=0.0, repetition_penalty=1.5)
+    assert set(np.asarray(draw(logits, greedy, 4))) == {0}
+    assert set(np.asarray(draw(logits, greedy, 4, seen=[0]))) == {1}
+    assert set(np.asarray(draw(logits[2:], greedy, 4, seen=[0]))) == {1}
+
+
+def test_rows_choose_their_own_way():
+    rows = jax.numpy.stack([LOGITS, LOGITS, -LOGITS])
+    how = [Sampling(temperature=0.0), Sampling(temperature=9.0, top_k=0, top_p=1.0, seed=5)]
+    choice = Choice.of([*how, Sampling(temperature=0.0)])
+    found = np.asarray([sample(rows, rows > 9, choice, jax.numpy.full(3, at)) for at in range(20)])
+    assert set(found[:, 0]) == {BEST}
+    assert len(set(found[:, 1])) > 5
+    assert set(found[:, 2]) == {int(LOGITS.argmin())}
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"temperature": -0.1}, "temperature=-0.1: allowed: 0 or more"),
         ({"temperature": float("nan")}, "temperature=nan: allowed: 0 or more"),
+        ({"temperature": float("inf")}, "temperature=inf: allowed: 0 or more"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0: allowed: above 0"),
+        ({"seed": -1}, "seed=-1: allowed: 0 to 4294967295"),
         ({"top_k": -1}, "top_k=-1: allowed: 0 or more"),
         ({"top_p": 0.0}, "top_p=0.0: allowed: above 0, up to 1"),
         ({"top_p": 1.1}, "top_p=1.1: allowed: above 0, up to 1"),

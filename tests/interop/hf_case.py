@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from teukenjax.interop.hf_weights import LAYER
 from teukenjax.recipe import ModelConfig
 
 PADDING = 1e3  # in the padding rows of the tables: wherever one is used, it shows
@@ -9,7 +10,7 @@ PADDING = 1e3  # in the padding rows of the tables: wherever one is used, it sho
 
 def small_config(*, tied: bool, vocab_size: int = 300, **changes) -> ModelConfig:
     shape = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "ffn": 105}
-    return ModelConfig(vocab_size=vocab_size, context=64, tied=tied, **(shape | changes))
+    return ModelConfig(vocab_size=vocab_size, tied=tied, **(shape | {"context": 64} | changes))
 
 
 def random_parameters(config: ModelConfig) -> dict:
@@ -50,6 +51,22 @@ def random_parameters(config: ModelConfig) -> dict:
         "final_norm": {"gain": gain(D)},
     }
     return params if config.tied else params | {"head": table()}
+
+
+def by_definition(config, params) -> dict[str, np.ndarray]:
+    """Every Hugging Face tensor by its definition: [out, in] of one layer, no padding rows."""
+    tensors = {"model.norm.weight": params["final_norm"]["gain"]}
+    tables = {"model.embed_tokens.weight": "embed", "lm_head.weight": "head"}
+    for name, table in tables.items():
+        if table in params:
+            tensors[name] = params[table]["table"][: config.vocab_size]
+    for layer in range(config.layers):
+        for path, hf, inputs in LAYER:
+            leaf = params["layers"][path[0]][path[1]][layer]
+            if inputs is not None:
+                leaf = leaf.reshape(np.prod(leaf.shape[:inputs]), -1).T
+            tensors[f"model.layers.{layer}.{hf}"] = leaf
+    return tensors
 
 
 def random_tokens(config: ModelConfig, shape: tuple[int, int]) -> np.ndarray:

@@ -12,6 +12,7 @@ import typer
 from teukenjax.cli.bench import bench
 from teukenjax.cli.options import Overrides, RecipeFile, RunPath, console
 from teukenjax.cli.text import data, tokenizer
+from teukenjax.cli.use import use
 from teukenjax.errors import UserError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.add_typer(data, name="data")
 app.add_typer(tokenizer, name="tokenizer")
 app.add_typer(bench, name="bench")
+app.add_typer(use)
 
 
 @app.command()
@@ -138,41 +140,6 @@ def evaluate(
     out = out or loaded.path / f"eval-{text.resolve().stem}-{loaded.step}.json"
     write_scores(loaded, text, scores, out)
     console().print(f"{out}: the same as JSON", highlight=False)
-
-
-@app.command()
-def generate(
-    run: RunPath,
-    prompt: Annotated[str, typer.Option(help="The text to continue.")],
-    tokens: Annotated[int, typer.Option(min=1, help="At most this many.")] = 100,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
-    top_k: Annotated[int, typer.Option(help="0 is all.")] = 50,
-    top_p: Annotated[float, typer.Option()] = 0.95,
-    seed: Annotated[int, typer.Option()] = 0,
-) -> None:
-    """Continue a text."""
-    import jax
-
-    from teukenjax.infer import Generator, Sampling
-    from teukenjax.run import load_run
-
-    how = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    loaded = load_run(run, devices=jax.devices()[:1])
-    generator = Generator(loaded.model, loaded.params, loaded.tokenizer)
-    print(prompt + generator(prompt, tokens=tokens, sampling=how))
-
-
-@app.command()
-def export(
-    run: RunPath,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A directory to make.")],
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
-) -> None:
-    """Write model and tokenizer as stock Hugging Face transformers load them."""
-    from teukenjax.interop import export_run
-
-    export_run(run, out, dtype=dtype)
-    console().print(f"{out}: AutoModelForCausalLM and AutoTokenizer load it", highlight=False)
 
 
 def main() -> None:

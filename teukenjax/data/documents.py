@@ -51,7 +51,7 @@ class Reject:
     raw: str  # the beginning of it
 
 
-class _BrokenError(Exception):
+class _BrokenError(UserError):
     """Why a line is no document."""
 
 
@@ -101,7 +101,7 @@ class Fields:
     def parse(self, record: Record) -> Document | Reject:
         """What a record says, checked."""
         try:
-            values = record.raw if isinstance(record.raw, dict) else _parse_json(record.raw)
+            values = record.raw if isinstance(record.raw, dict) else parse_json(record.raw)
             name = Path(record.file).name.split(".")[0]
             return Document(self._text(values), self._language(values, name), record.file)
         except _BrokenError as error:
@@ -221,7 +221,8 @@ def check_broken(first: Reject | None, broken: int, lines: int, allowed: float) 
         )
 
 
-def _parse_json(raw: bytes | Oversized) -> dict[str, Any]:
+def parse_json(raw: bytes | Oversized) -> dict[str, Any]:
+    """The object that a line holds; a UserError says why it is none."""
     if isinstance(raw, Oversized):
         raise _BrokenError(f"is {raw.size:,} bytes long: {MAX_LINE_BYTES:,} are allowed")
     try:

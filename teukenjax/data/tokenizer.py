@@ -22,7 +22,8 @@ from teukenjax.errors import UserError
 MODEL_FILE = "tokenizer.model"
 UNKNOWN = "<unk>"
 EOD = "<eod>"
-SPECIAL_PIECES = ("<s>", "</s>", "<pad>", EOD)
+END_OF_TURN = "</s>"  # closes an answer of a chat
+SPECIAL_PIECES = ("<s>", END_OF_TURN, "<pad>", EOD)
 PLACEHOLDERS = 256
 FIXED_PIECES = 1 + len(SPECIAL_PIECES) + PLACEHOLDERS + 256  # <unk> and the bytes
 MAX_SENTENCE_BYTES = 4096
@@ -74,9 +75,17 @@ class Tokenizer:
     @property
     def eod_id(self) -> int:
         """The id that ends a document; a UserError when the model has no such piece."""
-        index = self._processor.piece_to_id(EOD)
-        if self._processor.id_to_piece(index) != EOD:
-            raise UserError(f"tokenizer {self.digest}: has no piece '{EOD}' to end documents with")
+        return self._id_of(EOD, "to end documents with")
+
+    @property
+    def end_of_turn_id(self) -> int:
+        """The id that ends an answer; a UserError when the model has no such piece."""
+        return self._id_of(END_OF_TURN, "to end answers with")
+
+    def _id_of(self, piece: str, purpose: str) -> int:
+        index = self._processor.piece_to_id(piece)
+        if self._processor.id_to_piece(index) != piece:
+            raise UserError(f"tokenizer {self.digest}: has no piece '{piece}' {purpose}")
         return index
 
     @property

@@ -1,4 +1,4 @@
-"""Using a trained model: sampling and generation."""
+"""Using a trained model: sampling, generation, chat."""
 
 from teukenjax.infer.generate import Generator
 from teukenjax.infer.sampling import Sampling

@@ -1,30 +1,48 @@
-"""Text from a model: a prompt is read once into a key-value cache, then one token at a time.
+"""Text from a model: batches of prompts, one token a step, streamed."""
 
-The cache of a model holds 2·L·K·N values a token: 32 KiB for Teuken-7B in bf16.
-"""
-
-import functools
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from teukenjax.data.tokenizer import Tokenizer
 from teukenjax.errors import UserError
-from teukenjax.infer.sampling import Sampling, sample
+from teukenjax.infer.decoder import Decoder
+from teukenjax.infer.sampling import Choice, Sampling
+from teukenjax.infer.text import TextStream
 from teukenjax.model import Functional
 
 END_OF_TURN = 2  # </s>: a chat answer ends in it; a pre-training document ends in <eod>
 
 
+@dataclass
+class Speed:
+    """How long the last call took, without compilation."""
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    new_tokens: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        prefill = self.prompt_tokens / max(self.prompt_seconds, 1e-9)
+        decode = self.new_tokens / max(self.seconds, 1e-9)
+        return (
+            f"prompt: {self.prompt_tokens:,} tokens, {prefill:,.1f} tokens/s; "
+            f"new: {self.new_tokens:,} tokens, {decode:,.1f} tokens/s"
+        )
+
+
 class Generator:
-    """Continues one text at a time on the model's device."""
+    """Continues texts on the model's devices."""
 
     def __init__(self, model: Functional, params, tokenizer: Tokenizer):
-        self.model, self.params, self.tokenizer = model, params, tokenizer
+        self.model, self.tokenizer = model, tokenizer
+        self.decoder = Decoder(model, params)
         self.stops = (END_OF_TURN, tokenizer.eod_id)
+        self.speed = Speed()
 
     def __call__(self, prompt: str, *, tokens: int, sampling: Sampling) -> str:
         """The continuation of ``prompt``: at most ``tokens`` tokens, ending before a stop token.
@@ -32,51 +50,91 @@ class Generator:
         Raises:
           UserError: when the prompt does not leave room in the context, or is no text.
         """
+        return "".join(self.text(self.prompt_ids(prompt), tokens=tokens, sampling=sampling))
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """A text to continue, as ids: as in pre-training it begins after another document's end.
+
+        Raises:
+          UserError: when it is no text.
+        """
         try:
             prompt.encode()
         except UnicodeEncodeError:
             raise UserError(f"prompt {prompt!r:.40}: is not UTF-8 text") from None
-        # As in pre-training, a text begins after the end of another document.
-        ids = [self.tokenizer.eod_id, *self.tokenizer.encode(prompt)]
-        new = list(self.stream(ids, tokens=tokens, sampling=sampling))
-        whole, given = self.tokenizer.decode(ids[1:] + new), self.tokenizer.decode(ids[1:])
-        return whole.removeprefix(given)
+        return [self.tokenizer.eod_id, *self.tokenizer.encode(prompt)]
+
+    def text(
+        self, ids: list[int], *, tokens: int, sampling: Sampling, stops: Sequence[str] = ()
+    ) -> Iterator[str]:
+        """Pieces of the continuation of ``ids``; they end before a string of ``stops``."""
+        text = TextStream(self.tokenizer, ids, stops)
+        for token in self.stream(ids, tokens=tokens, sampling=sampling):
+            yield text.push(token)
+            if text.stopped:
+                return
+        yield text.rest()
 
     def stream(self, ids: list[int], *, tokens: int, sampling: Sampling) -> Iterator[int]:
-        """New token ids, one by one."""
-        context = self.model.config.context
-        if len(ids) >= context:
-            raise UserError(f"prompt: {len(ids)} tokens do not fit into a context of {context}")
-        key = jax.random.key(sampling.seed)
-        # Prompts are padded to powers of two to bound compilations; what the padding writes into
-        # the cache lies after every position that is read, until it is overwritten.
-        length = min(1 << (len(ids) - 1).bit_length(), context)
-        prompt = np.zeros((1, length), np.int32)
-        prompt[0, : len(ids)] = ids
-        cache = self.empty_cache()
-        logits, cache = self._advance(self.params, prompt, cache, 0, len(ids) - 1)
-        for position in range(len(ids), min(len(ids) + tokens, context)):
-            key, now = jax.random.split(key)
-            token = int(sample(now, logits, sampling))
-            if token in self.stops:
-                return
+        """New token ids of one prompt, one by one."""
+        for (token,) in self.batch([ids], tokens=tokens, sampling=[sampling]):
+            assert token is not None, "the batch ends with its only row"
             yield token
-            logits, cache = self._advance(
-                self.params, np.full((1, 1), token, np.int32), cache, position, 0
-            )
 
-    def empty_cache(self) -> tuple[Float[Array, "L 1 S K N"], Float[Array, "L 1 S K N"]]:
-        """Room for the keys and the values of a whole context."""
-        c = self.model.config
-        shape = (c.layers, 1, c.context, c.kv_heads, c.head_dim)
-        return tuple(jnp.zeros(shape, self.model.compute.dtype) for _ in range(2))
+    def batch(
+        self, prompts: list[list[int]], *, tokens: int, sampling: Sequence[Sampling]
+    ) -> Iterator[list[int | None]]:
+        """New token ids of several prompts, a step at a time; None for a row that has ended.
 
-    @functools.cached_property
-    def _advance(self):
-        def advance(params, tokens: Int[Array, "1 T"], cache, start, last):
-            """Reads tokens into the cache; scores what follows the one at index ``last``."""
-            module = self.model.bind(params)
-            hidden, cache = module.decode(tokens, cache, start)
-            return module.logits(hidden[0, last]), cache
+        Args:
+          prompts: ids, of any lengths.
+          tokens: at most this many for each.
+          sampling: how each chooses. A row's result does not depend on the others, up to rounding.
 
-        return jax.jit(advance, donate_argnums=2)
+        Raises:
+          UserError: for a prompt that is empty or leaves no room in the context.
+        """
+        context = self.model.config.context
+        for prompt in prompts:
+            if not prompt:
+                raise UserError("prompt: has no token")
+            if len(prompt) >= context:
+                raise UserError(
+                    f"prompt: {len(prompt)} tokens do not fit into a context of {context}"
+                )
+        most = [min(tokens, context - len(prompt)) for prompt in prompts]
+        return self._batch(prompts, most, sampling)
+
+    def _batch(self, prompts, most: list[int], sampling) -> Iterator[list[int | None]]:
+        real = len(prompts)
+        fill = -real % self.model.layout.batch_shards  # a sharded batch has equal parts
+        choice = Choice.of([*sampling, *[Sampling(temperature=0.0)] * fill])
+        length = max(len(p) + n for p, n in zip(prompts, most, strict=True))
+        self.decoder.compile(real + fill, length)
+        begin = time.perf_counter()
+        rows = self.decoder.start(real + fill, length)
+        rows = self.decoder.read(rows, [*prompts, *[[0]] * fill])
+        jax.block_until_ready(rows.logits)
+        self.speed = Speed(sum(map(len, prompts)), time.perf_counter() - begin)
+        begin = time.perf_counter()
+        going = [n > 0 for n in most]
+        pending = None  # a step's tokens are read while the next step runs
+        for step in range(max(most) + 1):
+            ready, pending = pending, None
+            if step < max(most):
+                rows, pending = self.decoder.step(self.decoder.params, rows, choice)
+            if ready is None:
+                continue
+            found = self._keep(np.asarray(ready)[:real], going)
+            if not any(going):
+                return
+            self.speed.new_tokens += sum(going)
+            self.speed.seconds = time.perf_counter() - begin
+            yield found
+            going = [on and step < n for on, n in zip(going, most, strict=True)]
+
+    def _keep(self, tokens: np.ndarray, going: list[bool]) -> list[int | None]:
+        """The tokens of the rows that go on; rows that chose a stop end in ``going``."""
+        for row, token in enumerate(tokens):
+            going[row] = going[row] and int(token) not in self.stops
+        return [int(t) if on else None for t, on in zip(tokens, going, strict=True)]

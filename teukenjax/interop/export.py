@@ -1,27 +1,72 @@
-"""Writes a directory that Hugging Face loads without custom code."""
+"""Writes a directory that Hugging Face loads without custom code, tensor by tensor."""
 
-import json
-import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import jax
+import numpy as np
+from rich.progress import Progress
 
-from teukenjax.errors import UserError, disk_errors
+from teukenjax.checkpoint import FOLDER, Checkpoints, find
+from teukenjax.data.progress import progress_bar
+from teukenjax.data.tokenizer import Tokenizer
+from teukenjax.errors import UserError
+from teukenjax.interop.checkpoint_arrays import CheckpointArrays
 from teukenjax.interop.hf_config import generation_config, model_config
 from teukenjax.interop.hf_tokenizer import parse_model, write_tokenizer
-from teukenjax.interop.hf_weights import hf_tensors, numpy_dtype, write_safetensors
-from teukenjax.recipe import ModelConfig
-from teukenjax.run import load_run
+from teukenjax.interop.hf_weights import Tensor, dtype_name, hf_tensors
+from teukenjax.interop.resumable import Journal, Work, bit_sum, building, check_is_free, write_json
+from teukenjax.interop.safetensors_files import lay_out, write_rows, write_sums
+from teukenjax.recipe import ModelConfig, load
+
+SHARD_BYTES = 5_000_000_000
+Read = Callable[[Tensor, slice], np.ndarray]  # some rows of our piece for a tensor, fp32
 
 
-def export_run(run: Path, out: Path, *, dtype: str = "bfloat16") -> None:
+class Source(NamedTuple):
+    """What an export is made from."""
+
+    config: ModelConfig
+    tokenizer_model: bytes
+    read: Read
+    imported: dict[str, Any]  # what ``import_hf`` kept; empty for a model that began here
+    sums: dict[str, int]  # of the bits of our arrays, by "params.embed.table"; empty: unknown
+    identity: dict[str, Any] | None  # tells whether a killed export was of the same weights
+
+
+def export_run(
+    run: Path,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: bool = False,
+) -> None:
     """Exports a run, or one of its checkpoints, to directory ``out``; see ``export_hf``.
 
-    The weights are read into host memory, whatever the devices.
+    One matrix of one layer is in memory at a time, and the same call goes on after a kill.
+
+    Args:
+      run: RUN as every verb takes it.
+      out: a directory that does not exist or is empty.
+      dtype: default: that of the weights it was imported from, else "bfloat16".
+      shard_bytes: weights beyond this go to a further file.
+      progress: shows a bar.
     """
     check_is_free(out)
-    loaded = load_run(run, devices=jax.devices("cpu")[:1])
-    export_hf(loaded.recipe.model, loaded.params, loaded.tokenizer.model, out, dtype=dtype)
+    path, step = find(run)
+    checkpoints = Checkpoints(path)
+    about = checkpoints.about(step)
+    checkpoints.close()
+    source = Source(
+        config=load(path / "recipe.yaml").model,
+        tokenizer_model=Tokenizer.load(path / "tokenizer").model,
+        read=CheckpointArrays(path / FOLDER / str(step) / "state").read,
+        imported=about.get("hugging_face", {}),
+        sums=about["sums"],
+        identity={"run": str(path), "step": step, "sums": about["sums"]},
+    )
+    _export(source, out, dtype=dtype, shard_bytes=shard_bytes, progress=progress)
 
 
 def export_hf(
@@ -31,42 +76,98 @@ def export_hf(
     out: Path,
     *,
     dtype: str = "bfloat16",
-    shard_bytes: int = 5_000_000_000,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Exports model and tokenizer to directory ``out``, for ``AutoModelForCausalLM`` and others.
 
     Everything is written to ``out`` + ".partial" and renamed at the end, so ``out`` is either
-    complete or not there.
+    complete or not there. ``SHA256SUMS`` beside the weights is what ``sha256sum -c`` reads.
 
     Args:
       config: the model, with ``vocab_size`` set.
       params: its parameters (see ``hf_weights``), NumPy arrays or (sharded) jax.Arrays.
       tokenizer_model: a SentencePiece model, as bytes or the path of its file.
       out: a directory that does not exist or is empty.
-      dtype: of the weights, "bfloat16" or "float32".
+      dtype: of the weights: "bfloat16", "float16" or "float32".
       shard_bytes: weights beyond this go to a further file.
 
     Raises:
       UserError: for a model or tokenizer that stock ``transformers`` cannot express, a tokenizer
-        of another size, an unknown ``dtype``, or an ``out`` that holds something.
+        of another size, an unknown ``dtype``, values that it cannot hold, or an ``out`` that
+        holds something.
     """
-    model = _read(tokenizer_model)
-    described = model_config(config, dtype=numpy_dtype(dtype).name)
-    _check_fits(config, pieces=len(parse_model(model).pieces))
+
+    def read(tensor: Tensor, rows: slice) -> np.ndarray:
+        leaf = params
+        for key in tensor.path:
+            leaf = leaf[key]
+        return np.asarray(leaf[rows] if tensor.layer is None else leaf[tensor.layer][rows])
+
+    source = Source(config, _read(tokenizer_model), read, imported={}, sums={}, identity=None)
+    _export(source, out, dtype=dtype, shard_bytes=shard_bytes, progress=False)
+
+
+def _export(source: Source, out: Path, *, dtype, shard_bytes, progress) -> None:
+    _check_fits(source.config, pieces=len(parse_model(source.tokenizer_model).pieces))
+    tensors = list(hf_tensors(source.config))
+    dtypes = _dtypes(tensors, dtype, source.imported)
+    described = model_config(
+        source.config, dtype=dtypes[tensors[0].name], kept=source.imported.get("config")
+    )
     check_is_free(out)
-    partial = out.with_name(out.name + ".partial")
-    with disk_errors(out):
-        try:
-            shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-            partial.mkdir(parents=True)
-            _write_json(partial / "config.json", described)
-            _write_json(partial / "generation_config.json", generation_config())
-            write_tokenizer(model, partial, context=config.context)
-            tensors = hf_tensors(config, params)
-            write_safetensors(tensors, partial, dtype=dtype, shard_bytes=shard_bytes)
-            partial.rename(out)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)  # after the rename there is none
+    identity = source.identity
+    options = identity and {**identity, "dtypes": dtypes, "shard_bytes": shard_bytes}
+    with building(out, options) as work, progress_bar(shown=progress) as bar:
+        write_json(work.content / "config.json", described)
+        generation = generation_config(source.imported.get("generation_config"))
+        write_json(work.content / "generation_config.json", generation)
+        write_tokenizer(source.tokenizer_model, work.content, context=source.config.context)
+        places = lay_out(tensors, dtypes, work.content, shard_bytes=shard_bytes)
+        _write_weights(source, tensors, places, work, bar)
+        _check_sums(source, tensors, work.journal)
+        hashed = bar.add_task("checksums", total=sum(_size(work.content)))
+        write_sums(work.content, lambda count: bar.advance(hashed, count))
+
+
+def _write_weights(source, tensors, places, work: Work, bar: Progress) -> None:
+    task = bar.add_task("weights", total=sum(4 * int(np.prod(t.ours)) for t in tensors))
+    for tensor in tensors:
+        if tensor.name not in work.journal:
+            try:
+                work.journal.add(tensor.name, _write(source.read, tensor, places[tensor.name]))
+            except UserError as error:
+                raise UserError(f"{tensor.name}: {error}") from None
+        bar.advance(task, 4 * int(np.prod(tensor.ours)))
+
+
+def _write(read: Read, tensor: Tensor, place) -> int:
+    """Writes one tensor; the sum of our piece's bits."""
+    total = 0
+    for ours, theirs in tensor.blocks():
+        block = read(tensor, ours)
+        total += bit_sum(block)
+        write_rows(place, theirs, tensor.to_hf(block, theirs))
+    return total % 2**32
+
+
+def _check_sums(source: Source, tensors: Iterable[Tensor], journal: Journal) -> None:
+    """Compares what was read with the sums that the checkpoint keeps."""
+    if not source.sums:
+        return
+    found: dict[str, int] = {}
+    for tensor in tensors:
+        key = ".".join(("params", *tensor.path))
+        found[key] = (found.get(key, 0) + journal.sums[tensor.name]) % 2**32
+    changed = [key for key, total in found.items() if source.sums.get(key) != total]
+    if changed:
+        raise UserError(f"the checkpoint is damaged: '{changed[0]}' is not what was saved")
+
+
+def _dtypes(tensors, dtype: str | None, imported: dict[str, Any]) -> dict[str, str]:
+    if dtype is not None:
+        return dict.fromkeys((tensor.name for tensor in tensors), dtype_name(dtype))
+    kept = imported.get("dtypes", {})
+    return {tensor.name: kept.get(tensor.name, "bfloat16") for tensor in tensors}
 
 
 def _read(tokenizer_model: bytes | Path) -> bytes:
@@ -88,11 +189,5 @@ def _check_fits(config: ModelConfig, *, pieces: int) -> None:
         )
 
 
-def check_is_free(out: Path) -> None:
-    """Raises a UserError when ``out`` holds something."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out}: exists already; choose another directory or remove it")
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _size(folder: Path) -> list[int]:
+    return [file.stat().st_size for file in folder.glob("*.safetensors")]

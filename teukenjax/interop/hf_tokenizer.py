@@ -21,13 +21,13 @@ What still differs, with the cause:
 - A text that is nothing but one special token, such as ``</s>``, has no ▁ before it here, and
   the noncharacter U+FDD0 is ``<unk>``: the price of matching special tokens after the prefix.
 - Unicode corner cases: a mark after a letter that is already composed (ê + ´) or marks out of
-  canonical order are composed here and left alone by SentencePiece's table, which also ends at
-  an older Unicode: 171 code points, none of them in an alphabet of a European language.
+  canonical order are composed here and left alone by SentencePiece's table; and 172 code points,
+  none of them in an alphabet of a European language, that one of the two Unicodes does not know
+  yet (134 are too new for ``tokenizers``).
 - Decoding, of what no text encodes to: id 0 is ``<unk>`` here and " ⁇ " in SentencePiece; one
   invalid UTF-8 byte spoils its whole run of byte tokens here, and only itself in SentencePiece.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from teukenjax.data.tokenizer import SPECIAL_PIECES
 from teukenjax.errors import UserError
+from teukenjax.interop.chat_template import chat_template
+from teukenjax.interop.resumable import write_json
 
 Piece = ModelProto.SentencePiece
 UNKNOWN = "<unk>"
@@ -101,8 +103,8 @@ def write_tokenizer(model: bytes, out: Path, *, context: int) -> None:
     """
     fast_tokenizer(parse_model(model)).save(str(out / "tokenizer.json"))
     (out / "tokenizer.model").write_bytes(model)
-    _write_json(out / "tokenizer_config.json", _tokenizer_config(context))
-    _write_json(out / "special_tokens_map.json", _roles())
+    write_json(out / "tokenizer_config.json", _tokenizer_config(context))
+    write_json(out / "special_tokens_map.json", _roles())
 
 
 def _score(piece: Piece, lowest: float) -> float:
@@ -143,11 +145,15 @@ def _roles() -> dict[str, str]:
 def _tokenizer_config(context: int) -> dict[str, Any]:
     flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
     return {
+        # transformers adds none here in any case; GGUF's converter takes them for "not said".
+        "add_bos_token": False,
+        "add_eos_token": False,
         "added_tokens_decoder": {
             str(index): {"content": piece, **flags, "special": True}
             for index, piece in enumerate(SPECIAL)
         },
         **_roles(),
+        "chat_template": chat_template(),
         "clean_up_tokenization_spaces": False,
         # Without token_type_ids, which Llama's generate refuses.
         "model_input_names": ["input_ids", "attention_mask"],
@@ -155,8 +161,3 @@ def _tokenizer_config(context: int) -> dict[str, Any]:
         "padding_side": "right",
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8")

@@ -1,28 +1,31 @@
-"""Our weights as Hugging Face tensors: the one table of names, and safetensors files.
+"""The one table of names and layouts: our weights as Hugging Face tensors.
 
 Two things differ between the layouts. A ``torch.nn.Linear`` holds [out, in] where we hold
 [in, out], with heads and head dimension as axes of their own; and we stack the layers and pad
 the vocabulary, which Hugging Face does not. Heads need no permutation: both sides rotate halves
 in RoPE, and in both query head i reads KV head i // (H/K).
 
-Tensors are streamed: one tensor on its way to the host, one shard in memory, whatever the model.
+A tensor travels in pieces that fit any memory: a matrix of one layer, or some rows of a table.
 """
 
-import json
 import math
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from teukenjax.errors import UserError, nearest
+from teukenjax.model import padded_vocab
 from teukenjax.recipe import ModelConfig
 
-DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
+DTYPES = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+}
+SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+BLOCK_BYTES = 64 * 2**20  # of a table, in fp32
 
 
 class Name(NamedTuple):
@@ -50,109 +53,75 @@ FINAL_NORM = Name(("final_norm", "gain"), "model.norm.weight", None)
 HEAD = Name(("head", "table"), "lm_head.weight", None)  # [V, D]; absent when tied
 
 
-def numpy_dtype(name: str) -> np.dtype:
-    """The NumPy type of "bfloat16" or "float32"; a UserError for another name."""
-    if name not in DTYPES:
-        raise UserError(f"dtype '{name}': {nearest(name, DTYPES)}")
-    return DTYPES[name]
+class Tensor(NamedTuple):
+    """One Hugging Face tensor and the piece of our array that holds it."""
+
+    name: str
+    path: tuple[str, ...]  # of our array
+    layer: int | None  # its place on the leading axis, when there is one
+    ours: tuple[int, ...]  # shape of that piece, padding rows included
+    theirs: tuple[int, ...]
+    inputs: int | None  # as in ``Name``
+
+    def blocks(self) -> list[tuple[slice, slice]]:
+        """Rows of our piece and the rows of the tensor that they are; padding rows are none.
+
+        A matrix whose layout changes is one block.
+        """
+        rows, kept = self.ours[0], self.theirs[0]
+        if self.inputs is not None or self.ours == self.theirs[:1]:
+            return [(slice(0, rows), slice(0, kept))]
+        step = max(1, BLOCK_BYTES // (4 * math.prod(self.ours[1:])))
+        return [
+            (slice(at, min(at + step, rows)), slice(min(at, kept), min(at + step, kept)))
+            for at in range(0, rows, step)
+        ]
+
+    def to_hf(self, block: np.ndarray, rows: slice) -> np.ndarray:
+        """A block of ours as the tensor's ``rows``."""
+        if self.inputs is None:
+            return block[: rows.stop - rows.start]
+        return block.reshape(math.prod(self.ours[: self.inputs]), -1).T
+
+    def from_hf(self, block: np.ndarray, rows: slice) -> np.ndarray:
+        """The tensor's block as ``rows`` of ours; padding rows are zero."""
+        if self.inputs is not None:
+            return block.T.reshape(self.ours)
+        missing = (rows.stop - rows.start) - block.shape[0]
+        return np.pad(block, [(0, missing), *[(0, 0)] * (block.ndim - 1)]) if missing else block
 
 
-def hf_tensors(config: ModelConfig, params: dict) -> Iterator[tuple[str, np.ndarray]]:
-    """Hugging Face name and tensor of every weight, one at a time, in the dtype of ``params``.
+def dtype_name(name: str) -> str:
+    """The full name of a dtype that weights can have; a UserError for another."""
+    full = SHORT.get(name, name)
+    if full not in DTYPES:
+        raise UserError(f"dtype '{name}': {nearest(name, DTYPES | SHORT)}")
+    return full
 
-    Args:
-      config: with ``vocab_size`` set; rows of the tables beyond it are cut.
-      params: nested dict of NumPy arrays or of (sharded) jax.Arrays of this process.
-    """
-    yield EMBEDDING.hf, _host(params, EMBEDDING)[: config.vocab_size]
+
+def hf_tensors(config: ModelConfig) -> Iterator[Tensor]:
+    """Every tensor of ``LlamaForCausalLM``, in its order; ``config`` has ``vocab_size`` set."""
+    table = (padded_vocab(config), config.width), (config.vocab_size, config.width)
+    yield Tensor(EMBEDDING.hf, EMBEDDING.path, None, *table, None)
+    shapes = _layer_shapes(config)
     for layer in range(config.layers):
         for name in LAYER:
-            tensor = np.asarray(_leaf(params["layers"], name)[layer])
-            yield f"model.layers.{layer}.{name.hf}", to_hf_layout(tensor, name)
-    yield FINAL_NORM.hf, _host(params, FINAL_NORM)
+            ours = shapes[name.path[-1]] if name.inputs else (config.width,)
+            path, hf = ("layers", *name.path), f"model.layers.{layer}.{name.hf}"
+            yield Tensor(hf, path, layer, ours, _theirs(ours, name.inputs), name.inputs)
+    gain = (config.width,)
+    yield Tensor(FINAL_NORM.hf, FINAL_NORM.path, None, gain, gain, None)
     if not config.tied:
-        yield HEAD.hf, _host(params, HEAD)[: config.vocab_size]
+        yield Tensor(HEAD.hf, HEAD.path, None, *table, None)
 
 
-def to_hf_layout(tensor: np.ndarray, name: Name) -> np.ndarray:
-    """[*in, *out] → [out, in]; the inverse is ``tensor.T.reshape(our shape)``."""
-    if name.inputs is None:
-        return tensor
-    return tensor.reshape(math.prod(tensor.shape[: name.inputs]), -1).T
+def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    D, H, K, N, F = config.width, config.heads, config.kv_heads, config.head_dim, config.ffn
+    shapes = {"query": (D, H, N), "key": (D, K, N), "value": (D, K, N), "output": (H, N, D)}
+    return shapes | {"gate": (D, F), "up": (D, F), "down": (F, D)}
 
 
-def write_safetensors(
-    tensors: Iterable[tuple[str, np.ndarray]], out: Path, *, dtype: str, shard_bytes: int
-) -> None:
-    """Writes ``tensors`` into directory ``out`` as ``dtype`` ("bfloat16" or "float32").
-
-    One file ``model.safetensors``; when the tensors are larger than ``shard_bytes``, numbered
-    files, each at most that large (or one tensor), with ``model.safetensors.index.json``. At most
-    one shard is held in memory.
-
-    Raises:
-      UserError: for another ``dtype``.
-    """
-    names, sizes = [], []
-    for shard in _shards(tensors, numpy_dtype(dtype), shard_bytes):
-        _save(shard, out / _unnumbered(len(names)))
-        names.append(list(shard))
-        sizes.append(sum(tensor.nbytes for tensor in shard.values()))
-        del shard  # or it would live on while the next one is gathered
-    if len(names) == 1:
-        (out / _unnumbered(0)).rename(out / "model.safetensors")
-    else:
-        _number_shards(out, names, total_bytes=sum(sizes))
-
-
-def _leaf(params: dict, name: Name) -> Any:
-    for key in name.path:
-        params = params[key]
-    return params
-
-
-def _host(params: dict, name: Name) -> np.ndarray:
-    return np.asarray(_leaf(params, name))
-
-
-def _shards(
-    tensors: Iterable[tuple[str, np.ndarray]], dtype: np.dtype, shard_bytes: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Contiguous tensors of ``dtype``, in dicts of at most ``shard_bytes`` where possible."""
-    shard: dict[str, np.ndarray] = {}
-    held = 0
-    for name, tensor in tensors:
-        size = tensor.size * dtype.itemsize
-        if shard and held + size > shard_bytes:
-            yield shard
-            shard, held = {}, 0
-        shard[name] = tensor.astype(dtype, order="C", copy=False)
-        held += size
-    yield shard
-
-
-def _save(shard: dict[str, np.ndarray], file: Path) -> None:
-    file.touch()
-    mode = file.stat().st_mode  # by the umask; save_file lets nobody but the owner read
-    # Without this entry older versions of transformers refuse the file.
-    try:
-        save_file(shard, file, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(str(error)) from None
-    file.chmod(mode)
-
-
-def _unnumbered(position: int) -> str:
-    return f"shard-{position}.safetensors"
-
-
-def _number_shards(out: Path, names: list[list[str]], *, total_bytes: int) -> None:
-    """Gives the shards their final names, which hold their count, and writes the index."""
-    weight_map = {}
-    for position, in_shard in enumerate(names):
-        file = f"model-{position + 1:05d}-of-{len(names):05d}.safetensors"
-        (out / _unnumbered(position)).rename(out / file)
-        weight_map |= dict.fromkeys(in_shard, file)
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    text = json.dumps(index, indent=2) + "\n"
-    (out / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+def _theirs(ours: tuple[int, ...], inputs: int | None) -> tuple[int, ...]:
+    if inputs is None:
+        return ours
+    return math.prod(ours[inputs:]), math.prod(ours[:inputs])

@@ -176,7 +176,7 @@ class Attention(Linear):
           rope: cos and sin for the S positions.
           segments: [B, S]; attention stays inside equal numbers. None: one segment.
           cache: keys and values [B, C, K, N] of earlier positions; none in training.
-          start: position of x's first token in the cache.
+          start: [B], the position of each row's first token in the cache.
 
         Returns:
           [B, S, D], and the extended cache (none in training).
@@ -189,13 +189,21 @@ class Attention(Linear):
             with jax.named_scope("kernel"):
                 mixed = attention(q, k, v, segments, implementation=self.compute.kernels.attention)
         else:
-            cache = tuple(
-                lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
-                for old, new in zip(cache, (k, v), strict=True)
-            )
+            cache = tuple(map(extended, cache, (k, v), (start, start)))
             mixed = cached_attention(q, *cache, start)
         mixed = self.inner_norm(name(mixed, "attention"), over=2)
         return self.product("bshn,hnd->bsd", mixed, self.output), cache
+
+
+def extended(
+    cache: Float[Array, "B C K N"], new: Float[Array, "B T K N"], start: Int[Array, " B"]
+) -> Float[Array, "B C K N"]:
+    """A cache with the next T keys or values of each row, from that row's ``start``."""
+
+    def write(row, values, at):
+        return lax.dynamic_update_slice_in_dim(row, values, at, axis=0)
+
+    return jax.vmap(write)(cache, new.astype(cache.dtype), start)
 
 
 class MLP(Linear):

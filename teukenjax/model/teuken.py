@@ -102,25 +102,6 @@ class Teuken(nnx.Module):
                 implementation=self.compute.kernels.cross_entropy,
             )
 
-    def decode(self, tokens: Int[Array, "B T"], cache: Any, start: Int[Array, ""]):
-        """The next T tokens after ``start`` cached ones.
-
-        Args:
-          tokens: at positions start … start + T − 1.
-          cache: keys and values, each [L, B, C, K, N].
-          start: how many positions of the cache are filled.
-
-        Returns:
-          Hidden states [B, T, D] and the extended cache.
-        """
-        rope = self._rope(start + jnp.arange(tokens.shape[1])[None])
-
-        def layer(block, x, layer_cache):
-            return block(x, rope, None, layer_cache, start)
-
-        x, cache = self._run(layer, self._embed(tokens), cache)
-        return self.final_norm(x), cache
-
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Next-token scores in fp32 without the padding; for few positions, not for training."""
         table = self.output_table[: self.config.vocab_size].astype(hidden.dtype)
@@ -169,7 +150,9 @@ class Functional:
 
         self.config, self.compute, self.layout = config, compute, layout
         self._build = build
-        self._graph, state = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
+        module = nnx.eval_shape(lambda: build(jax.random.key(0)))
+        self._graph, state = nnx.split(module)
+        self._block, _ = nnx.split(module.layers)
         self.abstract: dict = nnx.to_pure_dict(state)
         self.specs: dict = nnx.to_pure_dict(
             jax.tree_util.tree_map_with_path(_spec_of, state, is_leaf=_is_weight)
@@ -182,6 +165,10 @@ class Functional:
     def bind(self, params: dict) -> Teuken:
         """The module with these parameters."""
         return nnx.merge(self._graph, nnx.State(params))
+
+    def block(self, weights: dict) -> Block:
+        """One layer by itself: ``weights`` are those of ``params["layers"]`` at one index."""
+        return nnx.merge(self._block, nnx.State(weights))
 
 
 def _is_weight(node: Any) -> bool:

@@ -47,12 +47,12 @@ def cached_attention(
     q: Float[Array, "B T H N"],
     k: Float[Array, "B C K N"],
     v: Float[Array, "B C K N"],
-    start: Array,
+    start: Int[Array, " B"],
 ) -> Float[Array, "B T H N"]:
-    """Attention of T new queries, at positions ``start`` …, over a cache of C keys and values.
+    """Attention of each row's T new queries, from position ``start`` on, over C keys and values.
 
     Cache entries after a query's own position count for nothing, whatever finite values they hold.
     """
-    positions_T = start + jnp.arange(q.shape[1])
-    visible = jnp.arange(k.shape[1])[None, :] <= positions_T[:, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=visible[None, None], implementation="xla")
+    positions_BT = start[:, None] + jnp.arange(q.shape[1])[None]
+    visible = jnp.arange(k.shape[1])[None, None] <= positions_BT[:, :, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], implementation="xla")

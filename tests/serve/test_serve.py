@@ -1,0 +1,184 @@
+"""The server as the real openai client sees it, over a socket."""
+
+import json
+import socket
+import threading
+import time
+
+import openai
+import pytest
+import urllib3
+import uvicorn
+from tiny import model_of, random_params, tiny_config
+
+from teukenjax.data.prepare import SAMPLE
+from teukenjax.data.tokenizer import train_tokenizer
+from teukenjax.infer import Generator, Sampling
+from teukenjax.serve import make_app
+
+QUESTION = [{"role": "user", "content": "Wie geht es?"}]
+
+
+@pytest.fixture(scope="module")
+def generator():
+    text = (SAMPLE / "de.txt").read_text(encoding="utf-8")
+    tokenizer = train_tokenizer([text], vocab_size=900)
+    config = tiny_config(vocab_size=900, context=512, layers=1)
+    return Generator(model_of(config), random_params(config), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def address(generator):
+    """Host and port of a server in a thread; one request may wait."""
+    app = make_app(generator, name="tiny", queue=1, language="de")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        config = uvicorn.Config(app, log_level="error", lifespan="off")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield "{}:{}".format(*listening.getsockname())
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    url = f"http://{address}/v1"
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def post(address: str, path: str, body: bytes, **headers) -> tuple[int, dict]:
+    with urllib3.PoolManager() as pool:
+        answer = pool.request("POST", f"http://{address}{path}", body=body, headers=headers)
+        return answer.status, json.loads(answer.data)
+
+
+def test_a_completion_is_what_the_generator_writes(client, generator):
+    greedy = Sampling(temperature=0.0)
+    answer = client.completions.create(
+        model="tiny", prompt="Die Bahn", max_tokens=6, temperature=0.0
+    )
+    assert answer.choices[0].text == generator("Die Bahn", tokens=6, sampling=greedy)
+    assert answer.choices[0].finish_reason == "length"
+    ids = generator.prompt_ids("Die Bahn")
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(ids), 6)
+    again = client.completions.create(model="tiny", prompt=ids, max_tokens=6, temperature=0.0)
+    assert again.choices[0].text == answer.choices[0].text
+
+
+def test_a_streamed_chat_is_the_whole_one_in_pieces(client):
+    ask = {"model": "tiny", "messages": QUESTION, "seed": 7, "max_tokens": 12}
+    whole = client.chat.completions.create(**ask)
+    chunks = list(
+        client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True})
+    )
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(pieces) == whole.choices[0].message.content
+    assert whole.choices[0].message.role == "assistant"
+    assert len(pieces) > 3
+    assert chunks[-1].usage == whole.usage
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason == "length"
+
+
+def test_the_language_and_the_seed_change_the_answer(client):
+    def ask(**options):
+        answer = client.chat.completions.create(
+            model="tiny", messages=QUESTION, max_tokens=12, **options
+        )
+        return answer.choices[0].message.content, answer.usage.prompt_tokens
+
+    german = ask()
+    assert ask(extra_body={"language": "de"}) == german
+    swedish = ask(extra_body={"chat_template_kwargs": {"language": "sv"}})
+    assert swedish[1] != german[1]
+    assert ask(seed=1)[0] != german[0]
+
+
+def test_a_stop_string_ends_the_text_before_it(client):
+    ask = {"model": "tiny", "prompt": "Die Bahn", "max_tokens": 30, "temperature": 0.0}
+    whole = client.completions.create(**ask).choices[0].text
+    stop = whole[10:13]
+    cut = client.completions.create(**ask, stop=[stop]).choices[0]
+    assert cut.text == whole[: whole.index(stop)]
+    assert cut.finish_reason == "stop"
+
+
+def test_models_and_health_are_told(client, address):
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    with urllib3.PoolManager() as pool:
+        health = json.loads(pool.request("GET", f"http://{address}/health").data)
+    assert health == {"status": "ok", "model": "tiny", "waiting": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": -1}, "temperature=-1.0: allowed: 0 or more"),
+        ({"top_p": 0}, "top_p=0.0: allowed: above 0, up to 1"),
+        ({"max_tokens": 0}, "max_tokens: input should be greater than or equal to 1"),
+        ({"n": 2}, "n: input should be 1"),
+        ({"prompt": "a" * 2000}, "prompt: .* tokens: allowed: 1 to 511"),
+        ({"prompt": [5, 900]}, "prompt: token ids: allowed: 0 to 899"),
+        ({"logprobs": 3}, "logprobs: this server does not know it"),
+        ({"temprature": 1.0}, "temprature: .* did you mean 'temperature'"),
+    ],
+)
+def test_a_request_that_cannot_be_served_is_refused_in_one_line(client, change, message):
+    body = {"model": "tiny", "prompt": "a"} | change
+    with pytest.raises(openai.BadRequestError, match=message) as caught:
+        client.post("/completions", cast_to=object, body=body)
+    assert "\n" not in caught.value.body["message"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "turn 1: the answer|turns do not alternate: at the start"),
+        ([*QUESTION, *QUESTION], "turns do not alternate"),
+        ([{"role": "user", "content": "a</s>b"}], "holds the special piece '</s>'"),
+        ([{"role": "tool", "content": "a"}], "role is 'tool'"),
+    ],
+)
+def test_conversations_of_another_form_are_refused(client, messages, message):
+    with pytest.raises(openai.BadRequestError, match=message):
+        client.chat.completions.create(model="tiny", messages=messages)
+
+
+def test_bodies_that_are_too_large_or_no_json_are_refused(address):
+    status, answer = post(address, "/v1/completions", b"x" * (2 << 20))
+    assert (status, answer["error"]["message"]) == (400, "the body: allowed: 1,048,576 bytes")
+    status, answer = post(address, "/v1/completions", b"{")
+    assert status == 400
+    assert answer["error"]["message"].startswith("the body: invalid JSON")
+
+
+def test_another_host_name_is_refused_on_loopback(address):
+    with urllib3.PoolManager() as pool:
+        answer = pool.request("GET", f"http://{address}/health", headers={"Host": "evil.example"})
+    assert answer.status == 400
+
+
+def test_requests_wait_for_their_turn_and_too_many_are_told_so(client, address):
+    """One is written, one may wait; the next is refused, and the two are answered."""
+    ask = {"model": "tiny", "prompt": "Die Bahn", "max_tokens": 200, "temperature": 1.5}
+    texts: list[str] = []
+
+    def complete():
+        texts.append(client.completions.create(**ask).choices[0].text)
+
+    stream = client.completions.create(**ask, stream=True)
+    first = next(stream).choices[0].text  # the model is taken
+    waiting = threading.Thread(target=complete)
+    waiting.start()
+    deadline = time.monotonic() + 20
+    with urllib3.PoolManager() as pool:
+        while json.loads(pool.request("GET", f"http://{address}/health").data)["waiting"] < 1:
+            assert time.monotonic() < deadline
+    with pytest.raises(openai.InternalServerError, match="1 requests wait already"):
+        client.completions.create(**ask)
+    streamed = first + "".join(chunk.choices[0].text for chunk in stream)
+    waiting.join()
+    assert texts == [streamed]

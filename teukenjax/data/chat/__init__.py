@@ -1,0 +1,1 @@
+"""Conversations: how they are read, rendered, tokenised with loss masks, and packed."""

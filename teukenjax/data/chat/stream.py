@@ -1,0 +1,154 @@
+"""The stream of instruction tuning: sample ``i`` as a pure function of (seed, weights, data, ``i``).
+
+Conversations are packed whole, by best fit, into rows of S + 1 tokens, each language by itself;
+which row of which language comes when is the mixture's business, as in pre-training (``packing``,
+``mixture``). A sample has, besides ``tokens`` [S + 1]:
+
+    segments, positions   [S]  of the inputs: attention stays inside a conversation; 0 is padding
+    weights               [S]  of the targets: 1 for what the assistant says, and 0 for the rest
+
+Conversations are held in memory, 8 bytes a token: the 210,176 of Teuken's published mix are a few
+gigabytes at most.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from teukenjax.data.chat.sources import Found, Row, read_sources
+from teukenjax.data.chat.template import Encoded, Template
+from teukenjax.data.mixture import Mixture
+from teukenjax.data.packing import BestFitPlan, Sample
+from teukenjax.data.tokenizer import Tokenizer
+from teukenjax.errors import UserError
+from teukenjax.recipe import Recipe
+
+
+@dataclass
+class ChatData:
+    """Encoded conversations by language, and what was left out or shortened."""
+
+    train: dict[str, list[Encoded]]
+    held_out: dict[str, list[tuple[Row, Encoded]]]
+    found: Found
+    too_long: int = 0
+    shortened: int = 0
+    digest: str = field(init=False)
+
+    def __post_init__(self):
+        digest = hashlib.sha256()
+        for language, conversations in self.train.items():
+            digest.update(f"{language} {len(conversations)}\n".encode())
+            for one in conversations:
+                digest.update(one.ids.tobytes() + one.weights.tobytes())
+        self.digest = digest.hexdigest()[:16]
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Language → tokens to train on, prompts included."""
+        return {name: sum(one.ids.size for one in all_) for name, all_ in self.train.items()}
+
+    @property
+    def loss_tokens(self) -> int:
+        """Tokens that carry loss, in all languages."""
+        return int(sum(one.weights.sum() for all_ in self.train.values() for one in all_))
+
+
+def load_chat(recipe: Recipe, tokenizer: Tokenizer) -> ChatData:
+    """Reads, renders and tokenises the conversations of ``recipe.sft``.
+
+    Raises:
+      UserError: as ``read_sources``; and for a conversation that is longer than the context, if
+        ``sft.too_long`` is "error".
+    """
+    found = read_sources(recipe.sft)
+    template = Template(tokenizer, recipe.sft.form)
+    data = ChatData({}, {}, found)
+    fit = _Fitting(template, recipe.model.context + 1, recipe.sft.too_long, data)
+    for language, rows in found.train.items():
+        data.train[language] = [one for row in rows if (one := fit(row)) is not None]
+    for language, rows in found.held_out.items():
+        pairs = ((row, fit(row)) for row in rows)
+        data.held_out[language] = [(row, one) for row, one in pairs if one is not None]
+    data.__post_init__()
+    return data
+
+
+class _Fitting:
+    """Encodes a conversation so that it fits into a row, by the recipe's rule."""
+
+    def __init__(self, template: Template, room: int, rule: str, data: ChatData):
+        self._template, self._room, self._rule, self._data = template, room, rule, data
+
+    def __call__(self, row: Row) -> Encoded | None:
+        conversation = row.conversation
+        encoded = self._template.encode(conversation)
+        if encoded.ids.size <= self._room:
+            return encoded
+        if self._rule == "error":
+            raise UserError(
+                f"{row.where}: the conversation has {encoded.ids.size} tokens, and a context of "
+                f"{self._room - 1} holds {self._room}: set sft.too_long to skip or turns"
+            )
+        turns = conversation.turns if self._rule == "turns" else ()
+        # An answer is never cut: it would teach not to end.
+        for count in range(len(turns) - 1, 0, -1):
+            encoded = self._template.encode(conversation._replace(turns=turns[:count]))
+            if encoded.ids.size <= self._room:
+                self._data.shortened += 1
+                return encoded
+        self._data.too_long += 1
+        return None
+
+
+class ChatStream:
+    """Mixture and packing over conversations. Safe to share by threads."""
+
+    segmented = True
+
+    def __init__(self, recipe: Recipe, data: ChatData):
+        """A UserError as ``Mixture`` raises it, or for conversations of which none is left."""
+        if not any(data.train.values()):
+            raise UserError("sft.sources: no conversation is left to train on")
+        self._length = recipe.model.context
+        self._packed = {name: _Packed(all_, self._length + 1) for name, all_ in data.train.items()}
+        # A language's size is the number of its rows: each is one sample.
+        windows = {name: packed.plan.windows for name, packed in self._packed.items()}
+        self.mixture = Mixture(
+            recipe.data.mix,
+            tokens={name: rows * self._length for name, rows in windows.items()},
+            windows=windows,
+            sequence_length=self._length,
+            seed=recipe.seed,
+        )
+
+    def sample(self, index: int) -> Sample:
+        """Row ``index``, from 0."""
+        language, window = self.mixture.window(index)
+        return self._packed[language].read(window)
+
+
+class _Packed:
+    """The conversations of one language in rows of ``room`` tokens."""
+
+    def __init__(self, conversations: list[Encoded], room: int):
+        self._room = room
+        self._ids = np.concatenate([one.ids for one in conversations])
+        self._weights = np.concatenate([one.weights for one in conversations])
+        self.plan = BestFitPlan(np.cumsum([one.ids.size for one in conversations]), room)
+
+    def read(self, window: int) -> Sample:
+        tokens, segments, positions = (np.zeros(self._room, np.int32) for _ in range(3))
+        weights, at = np.zeros(self._room, np.float32), 0
+        for number, (start, stop) in enumerate(self.plan.pieces(window), start=1):
+            here = slice(at, at + stop - start)
+            tokens[here], segments[here] = self._ids[start:stop], number
+            positions[here] = np.arange(stop - start)
+            weights[here] = self._weights[start:stop]
+            weights[at] = 0  # the first token of a conversation is not predicted from the last one
+            at = here.stop
+        return {
+            "tokens": tokens, "segments": segments[:-1], "positions": positions[:-1],
+            "weights": weights[1:],
+        }  # fmt: skip

@@ -1,0 +1,22 @@
+"""Hugging Face in and out, as a script on the public functions.
+
+    uv run python tools/convert_hf.py import HF_DIR OUT
+    uv run python tools/convert_hf.py export RUN OUT
+
+The same as `teukenjax import` and `teukenjax export`; tools/bench_convert.py measures them.
+"""
+
+import sys
+from pathlib import Path
+
+from teukenjax.interop import export_run, import_hf
+
+
+def main(direction: str, source: str, out: str) -> None:
+    """Converts one directory; a call that was killed goes on where it stopped."""
+    convert = {"import": import_hf, "export": export_run}[direction]
+    convert(Path(source), Path(out), progress=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
