@@ -22,6 +22,7 @@ from teukenjax.data.tokenizer import Tokenizer
 from teukenjax.errors import UserError
 from teukenjax.kernels.attention import choose
 from teukenjax.model import Functional, padded_vocab
+from teukenjax.model.lora import Adapted
 from teukenjax.recipe import (
     ComputeConfig,
     ModelConfig,
@@ -43,6 +44,7 @@ FIXED = (
     "data.mixture",
     "data.packing",
     "data.segments",
+    "sft.",
     "optimizer.name",
     "optimizer.momentum",
     "optimizer.light",  # its momentum is of another length
@@ -168,13 +170,18 @@ def load_run(run: Path, *, devices: list[jax.Device] | None = None) -> LoadedRun
     layout = make_layout(ShardingConfig(strategy="fsdp"), _that_divide(recipe.model, devices))
     compute = concrete(recipe, layout.mesh.devices.flat[0].platform)
     model = Functional(recipe.model, compute, layout)
-    shardings = tree_shardings(layout, model.specs, model.abstract, layout.row.parameters)
+    lora = recipe.sft.lora if recipe.sft is not None else None
+    saved = model if lora is None else Adapted(model, lora)
+    shardings = tree_shardings(layout, saved.specs, saved.abstract, layout.row.parameters)
     abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract, shardings
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), saved.abstract, shardings
     )
     checkpoints = Checkpoints(path)
     params = checkpoints.restore_params(step, abstract)
     checkpoints.close()
+    if lora is not None:
+        merged = jax.jit(saved.merged, out_shardings=shardings["base"], donate_argnums=0)
+        params = merged(params)
     return LoadedRun(path, recipe, tokenizer, model, params, step)
 
 

@@ -11,6 +11,7 @@ import typer
 
 from teukenjax.cli.options import Overrides, RecipeFile, RunPath, console
 from teukenjax.cli.text import data, tokenizer
+from teukenjax.cli.tuning import sft
 from teukenjax.errors import UserError
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
 )
 bench = typer.Typer(help="Measures this machine.", no_args_is_help=True)
+app.command()(sft)
 app.add_typer(data, name="data")
 app.add_typer(tokenizer, name="tokenizer")
 app.add_typer(bench, name="bench")
