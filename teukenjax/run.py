@@ -6,8 +6,9 @@ RUN/checkpoints/     Orbax steps
 RUN/metrics.jsonl    one object a step
 RUN/tensorboard/     the same as events
 RUN/eval.json        bits per byte for each language, before, during and after
+RUN/benchmarks.jsonl scores of evaluation.suite, one object an evaluation
 RUN/loss.png         the loss curve
-RUN/eval-*.json      bits per byte on other texts (`teukenjax eval`)
+RUN/eval-*.json      bits per byte on other texts, and scores of suites (`teukenjax eval`)
 """
 
 import json
@@ -132,6 +133,11 @@ class RunDirectory:
             return json.loads(path.read_text()) if path.is_file() else []
         except ValueError:
             raise UserError(f"{path}: is damaged: not JSON: remove it") from None
+
+    def record_benchmarks(self, step: int, shown: dict[str, dict[str, float]]) -> None:
+        """Adds a line to benchmarks.jsonl: task → language → score after ``step`` steps."""
+        with (self.path / "benchmarks.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "shown": shown}) + "\n")
 
     def record_evaluation(self, step: int, scores: dict[str, Any]) -> None:
         """Adds the scores after ``step`` steps to eval.json, in place of older ones for it."""

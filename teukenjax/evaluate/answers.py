@@ -1,4 +1,4 @@
-"""What a chat model makes of conversations: the bits of the answers given, and answers of its own."""
+"""What a chat model makes of conversations: the bits of given answers, and its own answers."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -101,5 +101,14 @@ def print_answers(console: Console, before: list[Answer] | None, after: list[Ans
     console.print(table)
     for name, answers in (("before", before), ("after", after)):
         if answers is not None:
-            stopped = sum(answer.stopped for answer in answers)
-            console.print(f"{name}: {stopped} of {len(answers)} answers end by themselves")
+            console.print(f"{name}: {_counted(answers)}", highlight=False)
+
+
+def _counted(answers: list[Answer]) -> str:
+    stopped = sum(answer.stopped for answer in answers)
+    counted = f"{stopped} of {len(answers)} answers end by themselves"
+    try:
+        faithful = total(fidelity(answers)).faithful
+    except UserError as error:
+        return f"{counted}; their languages are not told: {error}"
+    return f"{counted}, {faithful} are in the language of the question"

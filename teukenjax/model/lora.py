@@ -1,6 +1,7 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685) as a transformation of the parameter tree.
 
-    {"base": the model's parameters, frozen, "adapters": {weight: {"down": [L, *in, r], "up": [L, r, *out]}}}
+    base       the model's parameters, frozen
+    adapters   weight → down [L, *in, r] and up [L, r, *out]
 
 A weight of the model is base + (α/r)·down·up. The step trains ``adapters`` alone: gradients and
 moments are of their size. The sum is formed before the forward pass, so there is one more copy of

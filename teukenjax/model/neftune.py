@@ -40,9 +40,7 @@ class NoisyTeuken:
         noise = None if rows is None else self._noise(rows, segments)
         return self._module.loss(tokens, weights, segments, positions, noise)
 
-    def _noise(
-        self, rows: Int[Array, "B 1"], segments: Int[Array, "B S"]
-    ) -> Float[Array, "B S D"]:
+    def _noise(self, rows: Int[Array, "B 1"], segments: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         width, key = self._module.config.width, jax.random.key(self._seed)
 
         def of_row(row, segment_S):

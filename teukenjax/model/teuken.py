@@ -192,6 +192,15 @@ class Functional:
         del seed
         return params
 
+    @property
+    def inner(self) -> "Functional":
+        """The model without adapters, of which ``merged`` gives the parameters: itself."""
+        return self
+
+    def merged(self, params: dict) -> dict:
+        """The parameters with adapters added to them: they themselves."""
+        return params
+
     def split(self, params: dict) -> tuple[dict, dict]:
         """What is trained, which is all, and the rest (see ``lora``); of specs and shapes too."""
         return params, {}

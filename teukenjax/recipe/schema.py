@@ -235,6 +235,7 @@ class EvaluationConfig(Section):
     documents: PositiveInt = 64  # at most, per language
     batch_tokens: PositiveInt = 32_768  # tokens of one evaluation batch
     suite: str | None = None  # benchmarks as well: a file of configs/suites (extra `eval`)
+    suite_data: Path | None = None  # a folder with its questions; none: from the hub
     suite_limit: PositiveInt | None = None  # questions of each task and language; none: all
 
 

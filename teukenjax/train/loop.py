@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.text import Text
 
@@ -19,6 +18,8 @@ from teukenjax.data.loader import batches
 from teukenjax.data.tokenizer import Tokenizer
 from teukenjax.errors import UserError, disk_errors
 from teukenjax.evaluate import Evaluator, mean
+from teukenjax.evaluate.in_training import open_benchmarks
+from teukenjax.evaluate.tables import means
 from teukenjax.hardware import find_hardware, mfu
 from teukenjax.infer import Generator, Sampling
 from teukenjax.model import flops_per_token
@@ -64,6 +65,7 @@ class Run:
             eod=self.tokenizer.eod_id,
             batch_tokens=recipe.evaluation.batch_tokens,
         )
+        self.benchmarks = open_benchmarks(recipe, self.program.model, self.tokenizer)
         print_plan(console, self.program, self.stream.mixture, self.hardware)
 
     def train(self) -> None:
@@ -190,6 +192,11 @@ class Run:
         return every is not None and step % every == 0 and step < self.recipe.steps
 
     def _evaluate(self, state: TrainState, step: int) -> None:
+        if self.benchmarks is not None:
+            shown = self.benchmarks(state.params)
+            self.directory.record_benchmarks(step, shown)
+            scores = ", ".join(f"{task} {mean_:.3f}" for task, mean_ in means(shown).items())
+            self.console.print(f"step {step}: {scores}, means over languages", highlight=False)
         scores = self.source.score(self.evaluator, state.params)
         if not scores:
             return

@@ -1,4 +1,4 @@
-"""What the loop trains on and is judged by: text of a token store, or conversations (``tuning``)."""
+"""What the loop trains on and is judged by: a token store, or conversations (``tuning``)."""
 
 from typing import Protocol
 

@@ -118,7 +118,9 @@ class Program:
         return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(trained))
 
 
-def build_model(recipe: Recipe, compute: ComputeConfig, layout: Layout) -> Functional | Adapted | Noisy:
+def build_model(
+    recipe: Recipe, compute: ComputeConfig, layout: Layout
+) -> Functional | Adapted | Noisy:
     """The model of a recipe: Teuken, with adapters and noise if it asks for them."""
     model = Functional(recipe.model, compute, layout)
     if recipe.sft is not None and recipe.sft.lora is not None:

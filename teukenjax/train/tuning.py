@@ -86,7 +86,7 @@ def answers(run: LoadedRun, tuned: LoadedRun) -> list[Answer]:
     recipe = tuned.recipe
     data = load_chat(recipe, tuned.tokenizer)
     model = tuned.model  # the same shape; its context holds the prompts
-    params = jax.device_put(run.params, jax.tree.leaves(tuned.params)[0].sharding)
+    params = jax.device_put(run.params, model.layout.replicated())
     ask = Answers(model, params, tuned.tokenizer, form=recipe.sft.form, tokens=SHOWN_TOKENS)
     return [ask(row) for some in data.held_out.values() for row, _ in some[:1]]
 

@@ -28,9 +28,7 @@ class Conversation(NamedTuple):
     system: str | None = None  # in place of the language's own sentence
 
 
-def parse(
-    row: dict[str, Any], *, language: str | None, languages: Collection[str]
-) -> Conversation:
+def parse(row: dict[str, Any], *, language: str | None, languages: Collection[str]) -> Conversation:
     """What a row of one of the three forms says.
 
     Args:

@@ -1,4 +1,4 @@
-"""The stream of instruction tuning: sample ``i`` as a pure function of (seed, weights, data, ``i``).
+"""The stream of instruction tuning: sample ``i``, a pure function of seed, mixture, data and ``i``.
 
 Conversations are packed whole, by best fit, into rows of S + 1 tokens, each language by itself;
 which row of which language comes when is the mixture's business, as in pre-training (``packing``,

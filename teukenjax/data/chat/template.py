@@ -97,7 +97,11 @@ class Template:
         return Encoded(np.array(ids + closing, np.int32), np.array(weights, np.float32))
 
     def prompt(
-        self, language: str, question: str, *, before: tuple[tuple[str, str], ...] = (),
+        self,
+        language: str,
+        question: str,
+        *,
+        before: tuple[tuple[str, str], ...] = (),
         system: str | None = None,
     ) -> list[int]:
         """The tokens after which the assistant answers ``question``; ``before`` are past turns."""
