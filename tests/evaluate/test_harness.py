@@ -13,6 +13,7 @@ from teukenjax.data.tokenizer import train_tokenizer
 from teukenjax.evaluate.benchmarks import run_suite
 from teukenjax.evaluate.harness import TeukenLM
 from teukenjax.interop import export_hf
+from teukenjax.model import logits
 
 # Warnings of the harness, of datasets and of transformers are not ours to mend.
 pytestmark = [pytest.mark.hf, pytest.mark.filterwarnings("default")]
@@ -86,14 +87,12 @@ def test_log_likelihoods_and_greediness_are_those_of_the_hf_backend(mine, theirs
     assert greedy == their_greedy
 
 
-def test_a_greedy_continuation_is_known_as_one(mine):
-    context = "The river"
-    continuation = mine.generate_until(requests("generate_until", (context, {"max_gen_toks": 1})))
-    other = " zzz"
-    asked = requests("loglikelihood", (context, " " + continuation[0]), (context, other))
-    (_, first), (_, second) = mine.loglikelihood(asked, disable_tqdm=True)
-    assert first
-    assert not second
+def test_a_greedy_continuation_is_known_as_one(mine, case):
+    config, params = case
+    ids = mine.tok_encode("The river")
+    likeliest = int(np.argmax(logits(config, params, np.array([ids], np.int32))[0, -1]))
+    asked = [(None, ids, [likeliest]), (None, ids, [likeliest - 1]), (None, ids, [likeliest, 7, 9])]
+    assert [greedy for _, greedy in mine._loglikelihood_tokens(asked)] == [True, False, False]
 
 
 def test_rolling_log_likelihoods_are_those_of_the_hf_backend(mine, theirs):

@@ -9,6 +9,8 @@ the weights that have adapters, and their gradient, for the length of a step; no
 program knows of it, and what a run leaves is merged when it is loaded.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Integer
@@ -77,7 +79,7 @@ class Adapted:
             shape = self.inner.abstract["layers"][group][name].shape
             into = tuple(shape[at] for at in spec.positions(spec.fan_in))
             out = tuple(shape[at] for at in spec.positions(spec.fan_out))
-            fan_in, rank = float(jnp.prod(jnp.array(into))), self.lora.rank
+            fan_in, rank = math.prod(into), self.lora.rank
             down = jax.random.normal(jax.random.fold_in(key, number), (shape[0], *into, rank))
             up = jnp.zeros((shape[0], rank, *out), jnp.float32)
             adapters[name] = {"down": down / fan_in**0.5, "up": up}
