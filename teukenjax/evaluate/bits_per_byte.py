@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from teukenjax.model import Functional
+from teukenjax.model import Model
 
 Document = tuple[np.ndarray, int]  # token ids without the end-of-document token; UTF-8 bytes
 
@@ -58,7 +58,7 @@ class Window(NamedTuple):
 class Evaluator:
     """Scores parameters of one model on one mesh; compiles once per window length."""
 
-    def __init__(self, model: Functional, *, eod: int, batch_tokens: int):
+    def __init__(self, model: Model, *, eod: int, batch_tokens: int):
         """Args: the model; the end-of-document id; tokens of one batch over all devices."""
         self.model, self.eod, self.batch_tokens = model, eod, batch_tokens
         self._tokens = model.layout.batch(trailing=1)

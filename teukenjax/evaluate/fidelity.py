@@ -1,8 +1,8 @@
 """Language fidelity: how often a chat model answers in the language that it was asked in.
 
 The language of an answer is told by lingua (pip ``lingua-language-detector``), chosen among the 24.
-It has no Maltese, which is told first: by its article with a hyphen (il-, l-, ix-, …) or a letter
-that none of the other 23 languages has (ħ ġ ċ).
+It has no Maltese, which is told first: by a letter that none of the other 23 has (ħ ġ ċ), or an
+article with its hyphen (l- il- ix- iż- iċ-; not it- or t-, which other languages write).
 """
 
 import functools
@@ -17,7 +17,7 @@ from teukenjax.data.chat.template import system_sentences
 from teukenjax.errors import UserError
 from teukenjax.evaluate.answers import Answer
 
-MALTESE = re.compile(r"[ħġċĦĠĊ]|\b(?:i?[lntrsdxzżċ]|f'i?l|ta[' ]i?l)-\w", re.IGNORECASE)
+MALTESE = re.compile(r"[ħġċ]|(?<![\w-])(?:l|il|ix|iż|iċ)-\w", re.IGNORECASE)
 MISSING = "lingua-language-detector is not installed: uv sync --extra eval"
 
 

@@ -9,7 +9,7 @@ from teukenjax.data.tokenizer import Tokenizer
 from teukenjax.errors import UserError
 from teukenjax.evaluate.suite import SuiteConfig, load_suite
 from teukenjax.evaluate.tables import by_language
-from teukenjax.model import Functional
+from teukenjax.model import Model
 from teukenjax.recipe import Recipe
 
 Shown = dict[str, dict[str, float]]  # task → language → the metric that tables show
@@ -26,7 +26,7 @@ def import_harness():
 
 
 def open_benchmarks(
-    recipe: Recipe, model: Functional, tokenizer: Tokenizer
+    recipe: Recipe, model: Model, tokenizer: Tokenizer
 ) -> Callable[[dict], Shown] | None:
     """``evaluation.suite`` as a function of parameters; none where the recipe has none."""
     if recipe.evaluation.suite is None:

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from teukenjax.model.teuken import Functional, Teuken
+from teukenjax.model.teuken import Model, Teuken
 
 
 class Noisy:
     """``model`` with noise on what ``loss`` embeds; everything else is the model's."""
 
-    def __init__(self, model: Functional, *, alpha: float, seed: int):
+    def __init__(self, model: Model, *, alpha: float, seed: int):
         self._model, self._alpha, self._seed = model, alpha, seed
 
     def __getattr__(self, name: str):

@@ -6,7 +6,7 @@ have a leading layer axis, and ``lax.scan`` runs over it.
 """
 
 import functools
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -162,6 +162,35 @@ def _stacked_blocks(config, compute, layout, init, residual_init, rngs) -> Block
         return Block(config, compute, layout, init=init, residual_init=residual_init, rngs=rngs)
 
     return make(rngs)
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A model as pure functions of a tree: ``Functional``, or that with adapters or noise."""
+
+    config: ModelConfig
+    compute: ComputeConfig
+    layout: Layout
+    abstract: dict
+    specs: dict
+
+    def init(self, seed: Array) -> dict:
+        """A fresh tree."""
+
+    def around(self, params: dict, seed: Array) -> dict:
+        """The tree that begins as the model with ``params``."""
+
+    def split(self, params: dict) -> tuple[dict, dict]:
+        """What is trained, and the rest; of specs and shapes too."""
+
+    def join(self, trained: dict, frozen: dict) -> dict:
+        """The inverse of ``split``."""
+
+    def bind(self, params: dict) -> Any:
+        """The module with these parameters."""
+
+    def merged(self, params: dict) -> dict:
+        """The parameters of ``inner``."""
 
 
 class Functional:

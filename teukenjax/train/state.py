@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from teukenjax.model import Functional, leaf_spec
+from teukenjax.model import Functional, Model, leaf_spec
 from teukenjax.model.lora import Adapted
 from teukenjax.model.neftune import Noisy
 from teukenjax.optim.build import build_optimizer, gradient_start
@@ -38,7 +38,7 @@ class Placement(NamedTuple):
     moments: Any
 
     @classmethod
-    def of(cls, model: Functional, layout: Layout) -> "Placement":
+    def of(cls, model: Model, layout: Layout) -> "Placement":
         """By the strategy's row of the sharding table; raises as ``tree_shardings``."""
         row, (specs, _), (shapes, _) = layout.row, *map(model.split, (model.specs, model.abstract))
         trained = (tree_shardings(layout, specs, shapes, x) for x in (row.gradients, row.optimizer))
@@ -118,9 +118,7 @@ class Program:
         return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(trained))
 
 
-def build_model(
-    recipe: Recipe, compute: ComputeConfig, layout: Layout
-) -> Functional | Adapted | Noisy:
+def build_model(recipe: Recipe, compute: ComputeConfig, layout: Layout) -> Model:
     """The model of a recipe: Teuken, with adapters and noise if it asks for them."""
     model = Functional(recipe.model, compute, layout)
     if recipe.sft is not None and recipe.sft.lora is not None:
