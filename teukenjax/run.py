@@ -186,8 +186,12 @@ def load_run(run: Path, *, devices: list[jax.Device] | None = None) -> LoadedRun
     params = checkpoints.restore_params(step, abstract)
     checkpoints.close()
     if lora is not None:
-        merged = jax.jit(saved.merged, out_shardings=shardings["base"], donate_argnums=0)
-        params = merged(params)
+        merged = jax.jit(
+            lambda base, adapters: saved.merged(saved.join(adapters, base)),
+            out_shardings=shardings["base"],
+            donate_argnums=0,
+        )
+        params = merged(params["base"], params["adapters"])
     return LoadedRun(path, recipe, tokenizer, model, params, step)
 
 

@@ -17,9 +17,10 @@ class Noisy:
 
     def __init__(self, model: Model, *, alpha: float, seed: int):
         self._model, self._alpha, self._seed = model, alpha, seed
-
-    def __getattr__(self, name: str):
-        return getattr(self._model, name)
+        self.config, self.compute, self.layout = model.config, model.compute, model.layout
+        self.abstract, self.specs, self.inner = model.abstract, model.specs, model.inner
+        self.init, self.around, self.merged = model.init, model.around, model.merged
+        self.split, self.join = model.split, model.join
 
     def bind(self, params: dict) -> "NoisyTeuken":
         """The module with these parameters."""

@@ -173,6 +173,7 @@ class Model(Protocol):
     layout: Layout
     abstract: dict
     specs: dict
+    inner: "Functional"  # without adapters and noise
 
     def init(self, seed: Array) -> dict:
         """A fresh tree."""
