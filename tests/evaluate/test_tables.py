@@ -87,7 +87,7 @@ def test_pictures_are_written(tmp_path):
 
 def test_languages_that_trail_come_first_with_what_they_lack():
     bits = {"en": 0.8, "mt": 1.6, "el": 1.2, "de": 0.8}  # mean 1.1
-    share = {"en": 0.6, "el": 0.3, "de": 0.1}  # half of an equal share: 0.125
+    share = {"en": 0.6, "el": 0.3, "de": 0.1}  # half of an equal share: 0.17
     fertility = {"en": 1.4, "mt": 3.0, "el": 2.6, "de": 1.0}  # mean 2.0
     found = gaps(bits, share, fertility)
     assert [(gap.language, gap.guess) for gap in found] == [

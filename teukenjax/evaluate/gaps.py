@@ -12,7 +12,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-LITTLE_DATA = 0.5  # of an equal share
+LITTLE_DATA = 0.5  # of an equal share of all languages that were trained on
 MANY_PIECES = 1.25  # times the mean fertility
 
 
@@ -38,7 +38,7 @@ def gaps(
     for language, bits in bits_per_byte.items():
         part, pieces = share.get(language, 0.0), fertility[language]
         reasons = []
-        if bits > mean and part < LITTLE_DATA / len(bits_per_byte):
+        if bits > mean and part * len(share) < LITTLE_DATA:
             reasons.append("data")
         if bits > mean and pieces > MANY_PIECES * usual:
             reasons.append("pieces")
