@@ -6,8 +6,9 @@ RUN/checkpoints/     Orbax steps
 RUN/metrics.jsonl    one object a step
 RUN/tensorboard/     the same as events
 RUN/eval.json        bits per byte for each language, before, during and after
+RUN/benchmarks.jsonl scores of evaluation.suite, one object an evaluation
 RUN/loss.png         the loss curve
-RUN/eval-*.json      bits per byte on other texts (`teukenjax eval`)
+RUN/eval-*.json      bits per byte on other texts, and scores of suites (`teukenjax eval`)
 """
 
 import json
@@ -23,6 +24,7 @@ from teukenjax.data.tokenizer import Tokenizer
 from teukenjax.errors import UserError
 from teukenjax.kernels.choice import Device, choose_kernels, chosen
 from teukenjax.model import Functional, padded_vocab
+from teukenjax.model.lora import Adapted
 from teukenjax.recipe import (
     ComputeConfig,
     KernelsConfig,
@@ -45,6 +47,7 @@ FIXED = (
     "data.mixture",
     "data.packing",
     "data.segments",
+    "sft.",
     "optimizer.name",
     "optimizer.momentum",
     "optimizer.light",  # its momentum is of another length
@@ -138,6 +141,11 @@ class RunDirectory:
         except ValueError:
             raise UserError(f"{path}: is damaged: not JSON: remove it") from None
 
+    def record_benchmarks(self, step: int, shown: dict[str, dict[str, float]]) -> None:
+        """Adds a line to benchmarks.jsonl: task → language → score after ``step`` steps."""
+        with (self.path / "benchmarks.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "shown": shown}) + "\n")
+
     def record_evaluation(self, step: int, scores: dict[str, Any]) -> None:
         """Adds the scores after ``step`` steps to eval.json, in place of older ones for it."""
         rows = [row for row in self.evaluations() if row["step"] != step]
@@ -181,13 +189,22 @@ def load_run(
     layout = (layout_of or _fsdp)(recipe.model, devices or jax.devices())
     compute = concrete(recipe, Device.of(layout.mesh.devices.flat[0]), tokens=1)
     model = Functional(recipe.model, compute, layout)
-    shardings = tree_shardings(layout, model.specs, model.abstract, layout.row.parameters)
+    lora = recipe.sft.lora if recipe.sft is not None else None
+    saved = model if lora is None else Adapted(model, lora)
+    shardings = tree_shardings(layout, saved.specs, saved.abstract, layout.row.parameters)
     abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract, shardings
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), saved.abstract, shardings
     )
     checkpoints = Checkpoints(path)
     params = checkpoints.restore_params(step, abstract)
     checkpoints.close()
+    if lora is not None:
+        merged = jax.jit(
+            lambda base, adapters: saved.merged(saved.join(adapters, base)),
+            out_shardings=shardings["base"],
+            donate_argnums=0,
+        )
+        params = merged(params["base"], params["adapters"])
     return LoadedRun(path, recipe, tokenizer, model, params, step)
 
 

@@ -82,7 +82,8 @@ def test_windows_overlap_by_one_token_and_cover_the_document():
 
 
 def test_windows_share_few_lengths_and_fit_them():
-    groups = dict(Evaluator(model_of(CONFIG), eod=EOD, batch_tokens=1)._by_length(DOCUMENTS))
+    evaluate = Evaluator(model_of(CONFIG), eod=EOD, batch_tokens=1)
+    groups = dict(evaluate._by_length(evaluate._windows(DOCUMENTS)))
     assert set(groups) == {64, 80}
     for length, windows in groups.items():
         assert max(window.ids.size for window in windows) <= length + 1

@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -30,12 +31,18 @@ def console():
 
 
 @pytest.fixture
-def make_recipe(store, tmp_path):
+def make_recipe(make_recipe_at, tmp_path):
     """A function from changes to a recipe: ``make_recipe(steps=3, sharding={...})``."""
+    return functools.partial(make_recipe_at, tmp_path)
 
-    def make(name: str = "run", **changes) -> Recipe:
+
+@pytest.fixture(scope="session")
+def make_recipe_at(store):
+    """The same, of a run in a folder that is given first."""
+
+    def make(folder: Path, name: str = "run", **changes) -> Recipe:
         values = {
-            "out": str(tmp_path / name),
+            "out": str(folder / name),
             "steps": 20,
             "seed": 7,
             "model": {

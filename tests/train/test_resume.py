@@ -88,7 +88,7 @@ def test_resume_refuses_other_data_with_the_same_tokenizer(make_recipe, console,
     train(make_recipe(steps=2), console)
     tokenizer = store.path / "tokenizer.model"
     other = prepare("sample", tmp_path / "other", tokenizer=tokenizer, progress=False)
-    with pytest.raises(UserError, match="began with token store"):
+    with pytest.raises(UserError, match="began with data"):
         train(make_recipe(steps=3, data={"store": str(other.path)}), console)
 
 

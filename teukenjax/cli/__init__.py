@@ -10,8 +10,10 @@ from typing import Annotated
 import typer
 
 from teukenjax.cli.bench import bench
-from teukenjax.cli.options import Overrides, RecipeFile, RunPath, console
+from teukenjax.cli.evaluation import evaluate
+from teukenjax.cli.options import Overrides, RecipeFile, console
 from teukenjax.cli.text import data, tokenizer
+from teukenjax.cli.tuning import sft
 from teukenjax.cli.use import use
 from teukenjax.errors import UserError
 
@@ -21,6 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.command()(sft)
+app.command("eval")(evaluate)
 app.add_typer(data, name="data")
 app.add_typer(tokenizer, name="tokenizer")
 app.add_typer(bench, name="bench")
@@ -119,27 +123,6 @@ def plan(
         command.inverse_questions(console(), request, target_days=target_days, mfu_floor=mfu_floor)
     else:
         command.plan(console(), request, top=top, out=out, compiled=compile_, report=report)
-
-
-@app.command("eval")
-def evaluate(
-    run: RunPath,
-    text: Annotated[Path, typer.Option("--data", help="A file or directory of documents.")],
-    out: Annotated[
-        Path | None, typer.Option("--json", help="Default: RUN/eval-TEXT-STEP.json.")
-    ] = None,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one batch.")] = 32_768,
-) -> None:
-    """Bits per byte of each language of a text: a table, and JSON."""
-    from teukenjax.evaluate.text import print_scores, score_text, write_scores
-    from teukenjax.run import load_run
-
-    loaded = load_run(run)
-    scores = score_text(loaded, text, batch_tokens=batch_tokens)
-    print_scores(console(), scores)
-    out = out or loaded.path / f"eval-{text.resolve().stem}-{loaded.step}.json"
-    write_scores(loaded, text, scores, out)
-    console().print(f"{out}: the same as JSON", highlight=False)
 
 
 def main() -> None:

@@ -6,19 +6,20 @@ random-access source, so seeking is slicing, and a resumed run starts at its ste
 
 import grain
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32
 
+from teukenjax.data.chat.stream import ChatStream
 from teukenjax.data.stream import Stream
 
 THREADS = 4
 PREFETCH_STEPS = 8
 ENDLESS = 1 << 40  # steps
 
-Batch = dict[str, Int32[np.ndarray, "rows _"]]
+Batch = dict[str, Int32[np.ndarray, "rows _"] | Float32[np.ndarray, "rows _"]]
 
 
 def batches(
-    stream: Stream, *, batch_size: int, first_step: int, rows: range
+    stream: Stream | ChatStream, *, batch_size: int, first_step: int, rows: range
 ) -> grain.DatasetIterator[Batch]:
     """Batches from step ``first_step`` to the end of the stream; samples stacked.
 
@@ -44,7 +45,7 @@ def batches(
 class _Steps:
     """A Grain source: step → this host's rows of its batch."""
 
-    def __init__(self, stream: Stream, batch_size: int, rows: range):
+    def __init__(self, stream: Stream | ChatStream, batch_size: int, rows: range):
         self._stream = stream
         self._batch_size = batch_size
         self._rows = rows

@@ -20,11 +20,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Float32, Int32, Int64
 
 from teukenjax.data.store import TokenStore
 
-Sample = dict[str, Int32[np.ndarray, " _"]]
+# Floats: weights of the targets, in the samples of instruction tuning.
+Sample = dict[str, Int32[np.ndarray, " _"] | Float32[np.ndarray, " _"]]
 
 
 class Concat:

@@ -10,14 +10,14 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from teukenjax.model import Functional
+from teukenjax.model import Model
 
 Document = tuple[np.ndarray, int]  # token ids without the end-of-document token; UTF-8 bytes
 
@@ -52,12 +52,13 @@ class Window(NamedTuple):
 
     language: str
     ids: np.ndarray  # [n + 1]
+    weights: np.ndarray | None = None  # [n], of the targets: 0 or 1; none: all are scored
 
 
 class Evaluator:
     """Scores parameters of one model on one mesh; compiles once per window length."""
 
-    def __init__(self, model: Functional, *, eod: int, batch_tokens: int):
+    def __init__(self, model: Model, *, eod: int, batch_tokens: int):
         """Args: the model; the end-of-document id; tokens of one batch over all devices."""
         self.model, self.eod, self.batch_tokens = model, eod, batch_tokens
         self._tokens = model.layout.batch(trailing=1)
@@ -76,28 +77,32 @@ class Evaluator:
             for language, docs in documents.items()
             if any(ids.size for ids, _ in docs)
         }
-        for length, windows in self._by_length(documents):
-            rows = self._rows(length)
-            for start in range(0, len(windows), rows):
-                self._score(params, windows[start : start + rows], length, rows, scores)
+        self.add(params, self._windows(documents), scores)
         return scores
+
+    def add(self, params, windows: Iterable[Window], scores: dict[str, Score]) -> None:
+        """Adds the tokens and the losses of ``windows`` to the ``scores`` of their languages."""
+        for length, group in self._by_length(windows):
+            rows = self._rows(length)
+            for start in range(0, len(group), rows):
+                self._score(params, group[start : start + rows], length, rows, scores)
 
     def _score(self, params, windows, length, rows, scores) -> None:
         tokens = np.full((rows, length + 1), self.eod, np.int32)
         weights = np.zeros((rows, length), np.float32)
         for row, window in enumerate(windows):
             tokens[row, : window.ids.size] = window.ids
-            weights[row, : window.ids.size - 1] = 1
+            weights[row, : window.ids.size - 1] = 1 if window.weights is None else window.weights
         placed = jax.device_put((tokens, weights), self._tokens)
         nats = np.asarray(self._losses(params, *placed), np.float64).sum(axis=1)
         for row, window in enumerate(windows):
-            scores[window.language].tokens += window.ids.size - 1
+            scores[window.language].tokens += int(weights[row].sum())
             scores[window.language].nats += float(nats[row])
 
-    def _by_length(self, documents) -> Iterator[tuple[int, list[Window]]]:
+    def _by_length(self, windows: Iterable[Window]) -> Iterator[tuple[int, list[Window]]]:
         """Windows grouped by length, rounded up to a power of two to bound compilations."""
         groups = collections.defaultdict(list)
-        for window in self._windows(documents):
+        for window in windows:
             length = min(max(64, 1 << (window.ids.size - 2).bit_length()), self.context)
             groups[length].append(window)
         yield from sorted(groups.items())

@@ -3,6 +3,7 @@
 from teukenjax.model.initialisation import leaf_spec
 from teukenjax.model.teuken import (
     Functional,
+    Model,
     Teuken,
     flops_per_token,
     logits,
@@ -13,6 +14,7 @@ from teukenjax.model.teuken import (
 
 __all__ = [
     "Functional",
+    "Model",
     "Teuken",
     "flops_per_token",
     "leaf_spec",

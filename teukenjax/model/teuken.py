@@ -6,7 +6,7 @@ have a leading layer axis, and ``lax.scan`` runs over it.
 """
 
 import functools
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,7 @@ class Teuken(nnx.Module):
         tokens: Int[Array, "B S"],
         segments: Int[Array, "B S"] | None = None,
         positions: Int[Array, "B S"] | None = None,
+        noise: Float[Array, "B S D"] | None = None,
     ) -> Float[Array, "B S D"]:
         """Final hidden states, normalised, in the compute dtype.
 
@@ -71,8 +72,10 @@ class Teuken(nnx.Module):
           tokens: ids.
           segments: attention stays inside equal numbers, which stand together; none: all one.
           positions: of the tokens, for RoPE; none: 0 … S − 1.
+          noise: added to the embeddings (``neftune``).
         """
         x = self._embed(tokens)
+        x = x if noise is None else x + noise.astype(x.dtype)
         rope = self._rope(jnp.arange(tokens.shape[1])[None] if positions is None else positions)
         x, _ = self._run(lambda block, x, _: (block(x, rope, segments)[0], None), x, None)
         return self.final_norm(x)
@@ -83,12 +86,13 @@ class Teuken(nnx.Module):
         weights: Float[Array, "B S"],
         segments: Int[Array, "B S"] | None = None,
         positions: Int[Array, "B S"] | None = None,
+        noise: Float[Array, "B S D"] | None = None,
     ) -> tuple[Float[Array, ""], Float[Array, "B S"]]:
         """Σ weight · next-token loss in nats over a batch (S1 = S + 1), and that of each token.
 
-        ``segments`` and ``positions`` are of the inputs, as ``hidden`` takes them.
+        ``segments``, ``positions`` and ``noise`` are of the inputs, as ``hidden`` takes them.
         """
-        hidden = self.hidden(tokens[:, :-1], segments, positions)
+        hidden = self.hidden(tokens[:, :-1], segments, positions, noise)
         with jax.named_scope("head"):
             return linear_cross_entropy(
                 hidden,
@@ -137,6 +141,36 @@ def _stacked_blocks(config, compute, layout, init, residual_init, rngs) -> Block
     return make(rngs)
 
 
+@runtime_checkable
+class Model(Protocol):
+    """A model as pure functions of a tree: ``Functional``, or that with adapters or noise."""
+
+    config: ModelConfig
+    compute: ComputeConfig
+    layout: Layout
+    abstract: dict
+    specs: dict
+    inner: "Functional"  # without adapters and noise
+
+    def init(self, seed: Array) -> dict:
+        """A fresh tree."""
+
+    def around(self, params: dict, seed: Array) -> dict:
+        """The tree that begins as the model with ``params``."""
+
+    def split(self, params: dict) -> tuple[dict, dict]:
+        """What is trained, and the rest; of specs and shapes too."""
+
+    def join(self, trained: dict, frozen: dict) -> dict:
+        """The inverse of ``split``."""
+
+    def bind(self, params: dict) -> Any:
+        """The module with these parameters."""
+
+    def merged(self, params: dict) -> dict:
+        """The parameters of ``inner``."""
+
+
 class Functional:
     """Teuken as pure functions of a nested dict of fp32 arrays.
 
@@ -161,6 +195,29 @@ class Functional:
     def init(self, seed: Integer[Array, ""]) -> dict:
         """Fresh parameters; jit it with out_shardings, and no array is ever whole on one device."""
         return nnx.to_pure_dict(nnx.state(self._build(jax.random.key(seed))))
+
+    def around(self, params: dict, seed: Integer[Array, ""]) -> dict:
+        """The tree that begins as the model with ``params``: they themselves."""
+        del seed
+        return params
+
+    @property
+    def inner(self) -> "Functional":
+        """The model without adapters, of which ``merged`` gives the parameters: itself."""
+        return self
+
+    def merged(self, params: dict) -> dict:
+        """The parameters with adapters added to them: they themselves."""
+        return params
+
+    def split(self, params: dict) -> tuple[dict, dict]:
+        """What is trained, which is all, and the rest (see ``lora``); of specs and shapes too."""
+        return params, {}
+
+    def join(self, trained: dict, frozen: dict) -> dict:
+        """The inverse of ``split``."""
+        del frozen
+        return trained
 
     def bind(self, params: dict) -> Teuken:
         """The module with these parameters."""

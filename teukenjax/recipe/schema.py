@@ -254,12 +254,48 @@ class EvaluationConfig(Section):
     every: PositiveInt | None = None  # none: only before the first and after the last step
     documents: PositiveInt = 64  # at most, per language
     batch_tokens: PositiveInt = 32_768  # tokens of one evaluation batch
+    suite: str | None = None  # benchmarks as well: a file of configs/suites (extra `eval`)
+    suite_data: Path | None = None  # a folder with its questions; none: from the hub
+    suite_limit: PositiveInt | None = None  # questions of each task and language; none: all
 
 
 class TelemetryConfig(Section):
     """When the operator norms of weights and updates are measured (``optim.telemetry``)."""
 
     every: PositiveInt | None = 20  # steps; none: never
+
+
+class ChatSource(Section):
+    """A file or a folder of conversations, in one of the forms of ``data.chat.messages``."""
+
+    data: Path | Literal["toy"]  # toy: the bundled set
+    language: str | None = None  # of rows that name none; none: the file's name, as in de.jsonl
+    take: PositiveInt | None = None  # so many of its conversations, chosen by a hash
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (arXiv 2106.09685) beside frozen weights; merged when a run is loaded."""
+
+    rank: PositiveInt
+    alpha: PositiveFloat  # adapters are scaled by alpha / rank
+    targets: Annotated[
+        tuple[Literal["query", "key", "value", "output", "gate", "up", "down"], ...],
+        Field(min_length=1),
+    ] = ("query", "key", "value", "output", "gate", "up", "down")
+
+
+class SftConfig(Section):
+    """Instruction tuning: on which conversations, and of which model."""
+
+    # A run, one of its checkpoints, or a recipe, which is trained first; none: from scratch.
+    base: Path | None = None
+    sources: Annotated[tuple[ChatSource, ...], Field(min_length=1)]
+    form: Literal["plain", "published"] = "plain"  # of the template: see data.chat.template
+    too_long: Literal["error", "skip", "turns"] = "error"  # turns: keep the first that fit
+    max_broken: Share = 0.0  # of rows
+    holdout: Share = 0.0  # share of each language's conversations kept for validation
+    neftune: PositiveFloat | None = None  # α of the noise on embeddings (arXiv 2310.05914)
+    lora: LoraConfig | None = None  # none: all weights are trained
 
 
 class Recipe(Section):
@@ -276,10 +312,17 @@ class Recipe(Section):
     sharding: ShardingConfig = ShardingConfig()
     compute: ComputeConfig = ComputeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    sft: SftConfig | None = None  # for `teukenjax sft`
     evaluation: EvaluationConfig = EvaluationConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     prompt: str | None = None  # continued by the model when the run ends
     hardware: str | None = None  # a file of configs/hardware; none: recognised by device name
+
+    @model_validator(mode="after")
+    def _conversations_are_whole(self):
+        if self.sft is not None and self.data.packing != "best_fit":
+            raise ValueError("sft: conversations are packed whole: set data.packing=best_fit")
+        return self
 
     @property
     def tokens_per_step(self) -> int:

@@ -21,6 +21,7 @@ class Batch(NamedTuple):
     weights: Float[Array, "*A B S"] | None = None  # of each target in the loss; none: all alike
     segments: Int[Array, "*A B S"] | None = None  # attention stays inside equal numbers
     positions: Int[Array, "*A B S"] | None = None  # of the inputs in their segments, for RoPE
+    rows: Int[Array, "*A B 1"] | None = None  # number of each sample in the stream, for its noise
 
     def normalised(self) -> "Batch":
         """The same with weights that sum to one over the whole batch (0 where all are masked)."""
@@ -47,7 +48,9 @@ def abstract_batch(recipe: Recipe, layout: Layout, *, segmented: bool = False) -
     tokens = field(S + 1, jnp.int32)
     if not segmented:
         return Batch(tokens)
-    return Batch(tokens, field(S, jnp.float32), field(S, jnp.int32), field(S, jnp.int32))
+    numbered = recipe.sft is not None and recipe.sft.neftune is not None
+    rows = field(1, jnp.int32) if numbered else None
+    return Batch(tokens, field(S, jnp.float32), field(S, jnp.int32), field(S, jnp.int32), rows)
 
 
 def place_batch(samples: dict[str, np.ndarray], parts: int, layout: Layout) -> Batch:

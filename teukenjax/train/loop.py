@@ -6,22 +6,20 @@ host. Whatever the numbers decide (stopping, saving) therefore happens one step 
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.text import Text
 
 from teukenjax.checkpoint import Checkpoints
 from teukenjax.data.loader import batches
-from teukenjax.data.prepare import open_store
-from teukenjax.data.store import TokenStore
-from teukenjax.data.stream import Stream
 from teukenjax.data.tokenizer import Tokenizer
 from teukenjax.errors import UserError, disk_errors
 from teukenjax.evaluate import Evaluator, mean
+from teukenjax.evaluate.in_training import open_benchmarks
+from teukenjax.evaluate.tables import means
 from teukenjax.hardware import find_hardware, mfu
 from teukenjax.infer import Generator, Sampling
 from teukenjax.model import flops_per_token
@@ -34,6 +32,7 @@ from teukenjax.train.norms import norm_columns
 from teukenjax.train.plan import GIB, print_plan
 from teukenjax.train.progress import StepProgress
 from teukenjax.train.report import print_evaluations
+from teukenjax.train.source import Source, TextSource
 from teukenjax.train.state import Program, TrainState
 from teukenjax.train.step import Metrics, make_train_step
 
@@ -41,19 +40,24 @@ from teukenjax.train.step import Metrics, make_train_step
 class Run:
     """A recipe brought to life on this machine's devices."""
 
-    def __init__(self, recipe: Recipe, console: Console):
+    def __init__(
+        self,
+        recipe: Recipe,
+        console: Console,
+        open_source: Callable[[Recipe, Console], Source] = TextSource,
+    ):
         """Finds or makes the run directory and the data, and resolves what depends on them."""
         self.console = console
         self.directory = RunDirectory(recipe)
-        self.store = open_store(recipe, console)
-        self.tokenizer = self.store.tokenizer()
+        self.source = open_source(recipe, console)
+        self.tokenizer = self.source.tokenizer
         self.recipe = recipe = resolve(recipe, self.tokenizer)
         self.changed = self.directory.adopt(recipe, self.tokenizer)
         self.layout = make_layout(recipe.sharding)
         check_batch(recipe, self.layout)
         device = self.layout.mesh.devices.flat[0]
         self.program = Program(recipe, self.layout, platform=device.platform)
-        self.stream = Stream.of(recipe, self.store)
+        self.stream = self.source.stream(recipe)
         self.hardware = find_hardware(recipe.hardware, device)
         self.checkpoints = Checkpoints(self.directory.path, recipe.checkpoint)
         self.evaluator = Evaluator(
@@ -61,6 +65,7 @@ class Run:
             eod=self.tokenizer.eod_id,
             batch_tokens=recipe.evaluation.batch_tokens,
         )
+        self.benchmarks = open_benchmarks(recipe, self.program.model, self.tokenizer)
         print_plan(console, self.program, self.stream.mixture, self.hardware)
 
     def train(self) -> None:
@@ -86,12 +91,12 @@ class Run:
     def _start(self) -> tuple[TrainState, int]:
         latest = self.checkpoints.latest()
         if latest is None:
-            return self.program.init(), 0
+            return self.source.initial(self.program), 0
         about = self.checkpoints.about(latest)
-        if about["store"] != self.store.digest:
+        if about["store"] != self.source.digest:
             raise UserError(
-                f"{self.directory.path}: began with token store {about['store']}, but data.store "
-                f"{self.store.location} is {self.store.digest}: give the one that it began with"
+                f"{self.directory.path}: began with data {about['store']}, but "
+                f"{self.source.name} is {self.source.digest}: give the one that it began with"
             )
         if latest > self.recipe.steps:
             raise UserError(
@@ -174,7 +179,7 @@ class Run:
         about = {
             "step": step,
             "next_row": step * self.recipe.batch.sequences,  # of the data stream
-            "store": self.store.digest,
+            "store": self.source.digest,
             "tokenizer": self.tokenizer.digest,
             "recipe": self.recipe.model_dump(mode="json"),
             "recipe_hash": digest(self.recipe),
@@ -187,7 +192,12 @@ class Run:
         return every is not None and step % every == 0 and step < self.recipe.steps
 
     def _evaluate(self, state: TrainState, step: int) -> None:
-        scores = self.evaluator(state.params, held_out(self.store, self.recipe))
+        if self.benchmarks is not None:
+            shown = self.benchmarks(state.params)
+            self.directory.record_benchmarks(step, shown)
+            scores = ", ".join(f"{task} {mean_:.3f}" for task, mean_ in means(shown).items())
+            self.console.print(f"step {step}: {scores}, means over languages", highlight=False)
+        scores = self.source.score(self.evaluator, state.params)
         if not scores:
             return
         self.directory.record_evaluation(step, scores)
@@ -196,10 +206,14 @@ class Run:
         self.console.print(text, highlight=False)
 
 
-def train(recipe: Recipe, console: Console) -> Path:
+def train(
+    recipe: Recipe,
+    console: Console,
+    open_source: Callable[[Recipe, Console], Source] = TextSource,
+) -> Path:
     """Trains, and leaves checkpoints, metrics, scores and a loss curve in ``recipe.out``."""
     with disk_errors(recipe.out):
-        run = Run(recipe, console)
+        run = Run(recipe, console, open_source)
         run.train()
         path = run.directory.path
         rows = read_metrics(run.directory.metrics)
@@ -233,9 +247,3 @@ def check_batch(recipe: Recipe, layout: Layout) -> None:
             f"divide over replica×fsdp={shards}: set batch.sequences to a multiple of "
             f"{batch.accumulation * shards}"
         )
-
-
-def held_out(store: TokenStore, recipe: Recipe) -> dict[str, list[tuple[np.ndarray, int]]]:
-    """The first held-out documents of each language."""
-    limit = recipe.evaluation.documents
-    return {language: store.documents("valid", language, limit) for language in store.languages}

@@ -13,10 +13,12 @@ import optax
 from jaxtyping import Array, Int
 
 from teukenjax.kernels.choice import Device, choose_kernels, chosen
-from teukenjax.model import Functional, leaf_spec
+from teukenjax.model import Functional, Model, leaf_spec
+from teukenjax.model.lora import Adapted
+from teukenjax.model.neftune import Noisy
 from teukenjax.optim.build import build_optimizer, gradient_start
 from teukenjax.optim.schedules import schedule
-from teukenjax.recipe import Recipe
+from teukenjax.recipe import ComputeConfig, Recipe
 from teukenjax.sharding import Layout, WeightSpec, tree_shardings
 
 
@@ -24,7 +26,7 @@ class TrainState(NamedTuple):
     """Everything that a step reads and writes."""
 
     step: Int[Array, ""]  # optimizer steps done
-    params: Any  # nested dict, fp32
+    params: Any  # nested dict, fp32: what is trained, and what is frozen beside it
     opt_state: Any
 
 
@@ -36,11 +38,11 @@ class Placement(NamedTuple):
     moments: Any
 
     @classmethod
-    def of(cls, model: Functional, layout: Layout) -> "Placement":
+    def of(cls, model: Model, layout: Layout) -> "Placement":
         """By the strategy's row of the sharding table; raises as ``tree_shardings``."""
-        row = layout.row
-        rules = (row.parameters, row.gradients, row.optimizer)
-        return cls(*(tree_shardings(layout, model.specs, model.abstract, rule) for rule in rules))
+        row, (specs, _), (shapes, _) = layout.row, *map(model.split, (model.specs, model.abstract))
+        trained = (tree_shardings(layout, specs, shapes, x) for x in (row.gradients, row.optimizer))
+        return cls(tree_shardings(layout, model.specs, model.abstract, row.parameters), *trained)
 
 
 class Program:
@@ -53,19 +55,20 @@ class Program:
         device = Device(platform, layout.device_kind)
         self.kernels = choose_kernels(recipe, device, tokens=max(tokens, 1))
         compute = recipe.compute.model_copy(update={"kernels": chosen(self.kernels)})
-        self.model = Functional(recipe.model, compute, layout)
+        self.model = build_model(recipe, compute, layout)
         self.learning_rate = schedule(
             recipe.schedule, learning_rate=recipe.optimizer.learning_rate, steps=recipe.steps
         )
         self.placed = Placement.of(self.model, layout)
-        self.leaf_specs = jax.tree.map(leaf_spec, self.model.specs, is_leaf=_is_spec)
+        trained, _ = self.model.split(self.model.specs)
+        self.leaf_specs = jax.tree.map(leaf_spec, trained, is_leaf=_is_spec)
         self.optimizer: optax.GradientTransformation = build_optimizer(
             recipe.optimizer,
             self.learning_rate,
             self.leaf_specs,
             recipe.telemetry,
             shardings=self.placed.moments,
-            update_shardings=self.placed.params,
+            update_shardings=self.model.split(self.placed.params)[0],
             symmetric_matmul=compute.kernels.symmetric_matmul,
         )
         self.gradient_start = gradient_start(recipe.optimizer)
@@ -73,7 +76,7 @@ class Program:
     @functools.cached_property
     def shardings(self) -> TrainState:
         """The placement of each array of the state."""
-        whole, shapes = self.layout.replicated(), self.model.abstract
+        whole, (shapes, _) = self.layout.replicated(), self.model.split(self.model.abstract)
         structure = jax.tree.structure(shapes)
 
         def is_moment(node) -> bool:
@@ -101,9 +104,33 @@ class Program:
         seed = jnp.uint32(self.recipe.seed)
         return jax.jit(self._init, out_shardings=self.shardings)(seed)
 
+    def init_from(self, params: Any) -> TrainState:
+        """A state that begins as the model with ``params``, which are on any devices."""
+        _, base = self.model.split(self.placed.params)
+        placed = jax.device_put(params, base or self.placed.params)
+        seed = jnp.uint32(self.recipe.seed)
+        start = jax.jit(
+            lambda params, seed: self._state(self.model.around(params, seed)),
+            out_shardings=self.shardings,
+        )
+        return start(placed, seed)
+
     def _init(self, seed) -> TrainState:
-        params = self.model.init(seed)
-        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
+        return self._state(self.model.init(seed))
+
+    def _state(self, params) -> TrainState:
+        trained, _ = self.model.split(params)
+        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(trained))
+
+
+def build_model(recipe: Recipe, compute: ComputeConfig, layout: Layout) -> Model:
+    """The model of a recipe: Teuken, with adapters and noise if it asks for them."""
+    model = Functional(recipe.model, compute, layout)
+    if recipe.sft is not None and recipe.sft.lora is not None:
+        model = Adapted(model, recipe.sft.lora)
+    if recipe.sft is not None and recipe.sft.neftune is not None:
+        model = Noisy(model, alpha=recipe.sft.neftune, seed=recipe.seed)
+    return model
 
 
 def _is_spec(node: Any) -> bool:

@@ -24,17 +24,19 @@ def make_train_step(program: Program) -> Callable[[TrainState, Batch], tuple[Tra
     """
     model, optimizer = program.model, program.optimizer
 
-    def loss_fn(params, batch: Batch):
-        return model.bind(params).loss(*batch)[0]
-
     def train_step(state: TrainState, batch: Batch):
         """One update from one global batch."""
-        start = program.gradient_start(state.opt_state, state.params)
+        trained, frozen = model.split(state.params)
+
+        def loss_fn(trained, batch: Batch):
+            return model.bind(model.join(trained, frozen)).loss(*batch)[0]
+
+        start = program.gradient_start(state.opt_state, trained)
         batch = batch.normalised()
-        loss, grads = accumulate(loss_fn, state.params, batch, start, program.placed.gradients)
+        loss, grads = accumulate(loss_fn, trained, batch, start, program.placed.gradients)
         with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+            updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+            params = model.join(optax.apply_updates(trained, updates), frozen)
         with jax.named_scope("metrics"):
             metrics = {
                 "loss": loss,

@@ -1,4 +1,4 @@
-"""The stream of instruction tuning: sample ``i`` as a pure function of (seed, weights, data, ``i``).
+"""The stream of instruction tuning: sample ``i``, a pure function of seed, mixture, data and ``i``.
 
 Conversations are packed whole, by best fit, into rows of S + 1 tokens, each language by itself;
 which row of which language comes when is the mixture's business, as in pre-training (``packing``,
@@ -6,13 +6,15 @@ which row of which language comes when is the mixture's business, as in pre-trai
 
     segments, positions   [S]  of the inputs: attention stays inside a conversation; 0 is padding
     weights               [S]  of the targets: 1 for what the assistant says, and 0 for the rest
+    rows                  [1]  the number i, where NEFTune's noise is made of it
 
 Conversations are held in memory, 8 bytes a token: the 210,176 of Teuken's published mix are a few
 gigabytes at most.
 """
 
+import functools
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,15 +36,16 @@ class ChatData:
     found: Found
     too_long: int = 0
     shortened: int = 0
-    digest: str = field(init=False)
 
-    def __post_init__(self):
+    @functools.cached_property
+    def digest(self) -> str:
+        """Names what is trained on."""
         digest = hashlib.sha256()
         for language, conversations in self.train.items():
             digest.update(f"{language} {len(conversations)}\n".encode())
             for one in conversations:
                 digest.update(one.ids.tobytes() + one.weights.tobytes())
-        self.digest = digest.hexdigest()[:16]
+        return digest.hexdigest()[:16]
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -71,7 +74,6 @@ def load_chat(recipe: Recipe, tokenizer: Tokenizer) -> ChatData:
     for language, rows in found.held_out.items():
         pairs = ((row, fit(row)) for row in rows)
         data.held_out[language] = [(row, one) for row, one in pairs if one is not None]
-    data.__post_init__()
     return data
 
 
@@ -109,10 +111,12 @@ class ChatStream:
 
     def __init__(self, recipe: Recipe, data: ChatData):
         """A UserError as ``Mixture`` raises it, or for conversations of which none is left."""
-        if not any(data.train.values()):
+        some = {name: all_ for name, all_ in data.train.items() if all_}
+        if not some:
             raise UserError("sft.sources: no conversation is left to train on")
         self._length = recipe.model.context
-        self._packed = {name: _Packed(all_, self._length + 1) for name, all_ in data.train.items()}
+        self._numbered = recipe.sft.neftune is not None
+        self._packed = {name: _Packed(all_, self._length + 1) for name, all_ in some.items()}
         # A language's size is the number of its rows: each is one sample.
         windows = {name: packed.plan.windows for name, packed in self._packed.items()}
         self.mixture = Mixture(
@@ -126,7 +130,8 @@ class ChatStream:
     def sample(self, index: int) -> Sample:
         """Row ``index``, from 0."""
         language, window = self.mixture.window(index)
-        return self._packed[language].read(window)
+        sample = self._packed[language].read(window)
+        return sample | {"rows": np.array([index], np.int32)} if self._numbered else sample
 
 
 class _Packed:

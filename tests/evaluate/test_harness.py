@@ -1,0 +1,134 @@
+"""The adapter beside the harness's own Hugging Face backend, on the same exported weights."""
+
+import jax
+import local_tasks
+import numpy as np
+import pytest
+from hf_case import random_parameters, small_config
+from lm_eval.api.instance import Instance
+from tiny import eight_devices, model_of, place
+
+from teukenjax.data.prepare import SAMPLE
+from teukenjax.data.tokenizer import train_tokenizer
+from teukenjax.evaluate.benchmarks import run_suite
+from teukenjax.evaluate.harness import TeukenLM
+from teukenjax.interop import export_hf
+from teukenjax.model import logits
+
+# Warnings of the harness, of datasets and of transformers are not ours to mend.
+pytestmark = [pytest.mark.hf, pytest.mark.filterwarnings("default")]
+CONTEXT = 512  # the harness wants room for 256 new tokens
+# ln p of up to 40 tokens, each within 1e-4 of torch's (tests/interop/test_hf_parity).
+ATOL = 4e-3
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = [file.read_text(encoding="utf-8") for file in sorted(SAMPLE.glob("*.txt"))]
+    return train_tokenizer(texts, vocab_size=1500)
+
+
+@pytest.fixture(scope="module")
+def case(tokenizer):
+    config = small_config(tied=True, vocab_size=tokenizer.vocab_size)
+    config = config.model_copy(update={"context": CONTEXT})
+    return config, random_parameters(config)
+
+
+@pytest.fixture(scope="module")
+def theirs(case, tokenizer, tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("HF_HUB_OFFLINE", "1")
+    from lm_eval.models.huggingface import HFLM
+
+    config, params = case
+    folder = tmp_path_factory.mktemp("export") / "hf"
+    export_hf(config, params, tokenizer.model, folder, dtype="float32")
+    yield HFLM(
+        pretrained=str(folder), dtype="float32", device="cpu", batch_size=4,
+        prefix_token_id=tokenizer.eod_id, max_length=CONTEXT,
+    )  # fmt: skip
+    patch.undo()
+
+
+def ours(case, tokenizer, layout=None) -> TeukenLM:
+    config, params = case
+    model = model_of(config, layout, head_chunk=32)
+    return TeukenLM(model, place(model, params), tokenizer, batch_tokens=1024)
+
+
+@pytest.fixture(scope="module")
+def mine(case, tokenizer):
+    return ours(case, tokenizer, eight_devices("fsdp"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return local_tasks.write(tmp_path_factory.mktemp("tasks"))
+
+
+def requests(kind: str, *arguments) -> list[Instance]:
+    return [Instance(kind, {}, args, number) for number, args in enumerate(arguments)]
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Contexts of many lengths; one empty, one longer than the model reads."""
+    texts = {name: (SAMPLE / f"{name}.txt").read_text()[:9000] for name in ("en", "bg", "ga")}
+    some = [(text[:cut], text[cut : cut + 40]) for text in texts.values() for cut in (3, 90, 400)]
+    return [*some, ("", "The river"), (texts["en"][:8000], " and the end"), ("Question: ", "Yes")]
+
+
+def test_log_likelihoods_and_greediness_are_those_of_the_hf_backend(mine, theirs):
+    asked = requests("loglikelihood", *pairs())
+    (found, greedy), (expected, their_greedy) = (
+        zip(*lm.loglikelihood(asked, disable_tqdm=True), strict=True) for lm in (mine, theirs)
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=ATOL)
+    assert greedy == their_greedy
+
+
+def test_a_greedy_continuation_is_known_as_one(mine, case):
+    config, params = case
+    ids = mine.tok_encode("The river")
+    likeliest = int(np.argmax(logits(config, params, np.array([ids], np.int32))[0, -1]))
+    asked = [(None, ids, [likeliest]), (None, ids, [likeliest - 1]), (None, ids, [likeliest, 7, 9])]
+    assert [greedy for _, greedy in mine._loglikelihood_tokens(asked)] == [True, False, False]
+
+
+def test_rolling_log_likelihoods_are_those_of_the_hf_backend(mine, theirs):
+    long = (SAMPLE / "fi.txt").read_text()[:6000]
+    asked = requests("loglikelihood_rolling", (long,), ("Bonġu",))
+    found = mine.loglikelihood_rolling(asked, disable_tqdm=True)
+    expected = theirs.loglikelihood_rolling(asked, disable_tqdm=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_generation_is_that_of_the_hf_backend(mine, theirs):
+    options = {"until": ["\n\n", "a"], "max_gen_toks": 12, "do_sample": False, "temperature": 0.0}
+    asked = requests("generate_until", ("The river", options), ("Frage: Wer?\nAntwort:", options))
+    assert mine.generate_until(asked) == theirs.generate_until(asked, disable_tqdm=True)
+
+
+def test_every_score_of_a_suite_is_that_of_the_hf_backend(mine, theirs, folder):
+    suite = local_tasks.suite()
+    found, expected = (run_suite(lm, suite, folder=folder) for lm in (mine, theirs))
+    assert found.keys() == set(local_tasks.KINDS)
+    for task, languages in expected.items():
+        assert languages.keys() == set(local_tasks.LANGUAGES)
+        for language, values in languages.items():
+            assert found[task][language].keys() == values.keys()
+            for metric, value in values.items():
+                atol = ATOL if task == "truthfulqa_mc2" else 0  # the others count
+                np.testing.assert_allclose(found[task][language][metric], value, atol=atol)
+    assert {"acc", "acc_norm", "questions"} == found["arc"]["de"].keys()
+    assert 0 < found["arc"]["el"]["acc_norm"] < 1
+
+
+def test_the_mesh_does_not_change_scores(mine, case, tokenizer, folder):
+    suite = local_tasks.suite(languages=("mt",), tasks={"arc": ARC})
+    alone = ours(case, tokenizer)
+    assert run_suite(alone, suite, folder=folder) == run_suite(mine, suite, folder=folder)
+    assert jax.tree.leaves(mine.params)[0].sharding.num_devices == 8
+
+
+ARC = {"kind": "arc", "split": "test", "shots": 0, "metric": "acc"}

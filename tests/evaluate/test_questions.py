@@ -1,0 +1,63 @@
+"""Rows of the data sets as questions, and what is said of those that are not there."""
+
+import local_tasks
+import pytest
+
+from teukenjax.data.chat.template import system_sentences
+from teukenjax.errors import UserError
+from teukenjax.evaluate.questions import KINDS, WORDS
+from teukenjax.evaluate.suite import Questions
+
+
+def test_every_language_has_its_words():
+    assert WORDS.keys() == system_sentences().keys()
+
+
+def test_arc_takes_both_spellings_of_choices():
+    row = {"question": "Q", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"}
+    question = {"prompt": "Frage: Q\nAntwort:", "choices": ["x", "y"], "gold": 1}
+    assert KINDS["arc"](row, "de") == question
+    assert KINDS["arc"](row | {"choices": ["x", "y"], "answerKey": "B"}, "de") == question
+
+
+def test_mmlu_asks_for_a_letter():
+    row = {"question": " Q ", "choices": ["x", "y", "z"], "answer": 2}
+    asked = KINDS["mmlu"](row, "fr")
+    assert asked["prompt"] == "Question: Q\nA. x\nB. y\nC. z\nRéponse:"
+    assert asked["choices"][asked["gold"]] == "C"
+
+
+def test_hellaswag_loses_the_marks_of_headings():
+    row = {
+        "activity_label": "How to", "ctx_a": "One [header] thing.", "ctx_b": "then",
+        "endings": ["a [title] b", "[step] c"], "label": "1",
+    }  # fmt: skip
+    asked = KINDS["hellaswag"](row, "en")
+    assert asked == {"prompt": "How to: One thing. Then", "choices": ["a. b", " c"], "gold": 1}
+
+
+def test_truthfulqa_knows_which_answers_are_true():
+    mc1 = {"question": "Q", "mc1_targets": {"choices": ["x", "y"], "labels": [0, 1]}}
+    assert KINDS["truthfulqa_mc1"](mc1, "en")["gold"] == 1
+    mc2 = {"question": "Q", "mc2_targets": {"choices": ["x", "y", "z"], "labels": [1, 0, 1]}}
+    assert KINDS["truthfulqa_mc2"](mc2, "en")["labels"] == [1, 0, 1]
+
+
+def test_a_missing_file_and_a_broken_row_are_named(tmp_path):
+    ask = Questions(local_tasks.suite(), local_tasks.write(tmp_path, questions=2))
+    assert len(ask("arc", "de", "test")) == 2
+    file = tmp_path / "arc" / "de.test.jsonl"
+    file.write_text('{"question": "Q", "choices": ["a"], "answerKey": "A"}\n{"question": "Q"}\n')
+    with pytest.raises(UserError, match=r"de.test.jsonl:2: is no row of arc: KeyError: 'choices'"):
+        ask("arc", "de", "test")
+    file.write_text("\n")
+    with pytest.raises(UserError, match="holds no questions"):
+        ask("arc", "de", "test")
+    file.unlink()
+    with pytest.raises(UserError, match=r"no such file: the task 'arc' in 'de' needs it"):
+        ask("arc", "de", "test")
+
+
+def test_a_task_without_a_data_set_asks_for_a_folder():
+    with pytest.raises(UserError, match="has no data set: give --task-data"):
+        Questions(local_tasks.suite())("arc", "de", "test")

@@ -1,0 +1,51 @@
+"""Pictures of benchmark scores: a heat map of languages and tasks, and bars for models."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot
+
+from teukenjax.errors import disk_errors
+
+
+def heat_map(shown: Mapping[str, Mapping[str, float]], title: str, path: Path) -> None:
+    """One cell a language and task; colours are of each task by itself, best to worst."""
+    languages = sorted({language for found in shown.values() for language in found})
+    values = np.array([[found.get(x, np.nan) for found in shown.values()] for x in languages])
+    low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+    shades = (values - low) / np.where(high > low, high - low, 1)
+    size = (1.6 + 1.1 * len(shown), 1.2 + 0.3 * len(languages))
+    figure, axis = pyplot.subplots(figsize=size)
+    axis.imshow(shades, cmap="RdYlGn", aspect="auto", alpha=0.75)
+    axis.set_xticks(range(len(shown)), list(shown), rotation=30, ha="right")
+    axis.set_yticks(range(len(languages)), languages)
+    for (row, column), value in np.ndenumerate(values):
+        axis.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=8)
+    axis.set_title(title, fontsize=10)
+    _save(figure, path)
+
+
+def bars(models: Mapping[str, Mapping[str, float]], tasks: list[str], path: Path) -> None:
+    """A group of bars a task, a bar a model: means over languages."""
+    figure, axis = pyplot.subplots(figsize=(1.8 + 1.8 * len(tasks), 4))
+    width = 0.8 / len(models)
+    for number, (name, found) in enumerate(models.items()):
+        places = np.arange(len(tasks)) + (number - (len(models) - 1) / 2) * width
+        axis.bar(places, [found.get(task, 0) for task in tasks], width, label=name)
+    axis.set_xticks(range(len(tasks)), tasks)
+    axis.set_ylabel("mean over languages")
+    axis.legend(fontsize=7)
+    axis.grid(axis="y", alpha=0.3)
+    _save(figure, path)
+
+
+def _save(figure, path: Path) -> None:
+    figure.tight_layout()
+    with disk_errors(path):
+        figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,137 @@
+"""A suite: which tasks are asked in which languages, with how many examples, from which data.
+
+Data come from a hub, or from a folder of JSON lines, FOLDER/TASK/LANGUAGE.SPLIT.jsonl, whose rows
+have the keys of the data sets on the hub.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt
+
+from teukenjax.data.documents import parse_json
+from teukenjax.data.records import json_lines
+from teukenjax.errors import UserError, nearest
+from teukenjax.evaluate.questions import KINDS, WORDS, Question
+from teukenjax.hardware import configs
+from teukenjax.recipe import Section, read_yaml, validate
+
+
+class HubData(Section):
+    """Data sets on a hub; ``{language}`` in a name is the code in upper case."""
+
+    path: str
+    names: tuple[str | None, ...] = (None,)  # of configurations, one after the other
+
+
+class TaskConfig(Section):
+    """One benchmark in all languages of the suite."""
+
+    kind: Literal["arc", "hellaswag", "mmlu", "truthfulqa_mc1", "truthfulqa_mc2", "gsm8k"]
+    split: str  # that is asked
+    shots: NonNegativeInt  # examples before each question
+    shots_split: str | None = None  # where those come from
+    first_shots: bool = False  # the first ones, not drawn ones
+    metric: str  # that tables show
+    hub: HubData | None = None
+    english: HubData | None = None  # in place of ``hub``
+    english_split: str | None = None
+
+
+class SuiteConfig(Section):
+    """Tasks and languages."""
+
+    languages: Annotated[tuple[str, ...], Field(min_length=1)]
+    codes: Mapping[str, str] = {}  # language → how the hub spells it, where not in upper case
+    tasks: Annotated[dict[str, TaskConfig], Field(min_length=1)]
+
+
+def load_suite(name: str) -> SuiteConfig:
+    """The suite of a YAML file, or of one in ``configs/suites`` by its name.
+
+    Raises:
+      UserError: when there is none, or it asks for an unknown language.
+    """
+    path = Path(name)
+    if not path.suffix:
+        folder = configs() / "suites"
+        path = folder / f"{name}.yaml"
+        if not path.is_file():
+            raise UserError(f"suite '{name}': {nearest(name, (p.stem for p in folder.iterdir()))}")
+    suite = validate(SuiteConfig, read_yaml(path), str(path))
+    for language in suite.languages:
+        if language not in WORDS:
+            raise UserError(f"{path}: language '{language}': {nearest(language, WORDS)}")
+    return suite
+
+
+class Questions:
+    """Where the questions of a suite are."""
+
+    def __init__(self, suite: SuiteConfig, folder: Path | None = None):
+        """Args: the suite; a folder of files, in place of the hub."""
+        self._suite, self._folder = suite, folder
+
+    def __call__(self, name: str, language: str, split: str) -> list[Question]:
+        """The questions of a task in a language.
+
+        Raises:
+          UserError: when the data is not there, or a row is not of the task's kind.
+        """
+        task = self._suite.tasks[name]
+        where, rows = self._rows(name, task, language, split)
+        questions = []
+        for number, row in rows:
+            try:
+                questions.append(KINDS[task.kind](row, language))
+            except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise UserError(f"{where}:{number}: is no row of {task.kind}: {reason}") from None
+        if not questions:
+            raise UserError(f"{where}: holds no questions")
+        return questions
+
+    def _rows(self, name, task, language, split) -> tuple[str, list[tuple[int, dict[str, Any]]]]:
+        if self._folder is None:
+            return self._from_hub(name, task, language, split)
+        file = self._folder / name / f"{language}.{split}.jsonl"
+        if not file.is_file():
+            raise UserError(f"{file}: no such file: the task '{name}' in '{language}' needs it")
+        try:
+            return str(file), [(n, parse_json(raw)) for n, raw in json_lines(file, lambda _: None)]
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
+
+    def _from_hub(self, name, task, language, split):
+        import datasets
+
+        hub = task.english if language == "en" else task.hub
+        if hub is None:
+            raise UserError(f"task '{name}' in '{language}' has no data set: give --task-data")
+        if language == "en" and split == task.split:
+            split = task.english_split or split
+        code = self._suite.codes.get(language, language.upper())
+        rows: list[dict[str, Any]] = []
+        for config in hub.names:
+            config = config and config.format(language=code)
+            try:
+                rows += datasets.load_dataset(hub.path, config, split=split).to_list()
+            except Exception as error:  # no network, no such data set: the library has many names
+                reason = " ".join(str(error).split())
+                raise UserError(
+                    f"task '{name}' in '{language}': {hub.path} {config} cannot be loaded: "
+                    f"{reason:.160}: give --task-data FOLDER with {name}/{language}.{split}.jsonl"
+                ) from None
+        return hub.path, list(enumerate(rows, start=1))
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """The JSON of ``teukenjax eval --suite``, or of a file of published scores."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{path}: is not JSON") from None
