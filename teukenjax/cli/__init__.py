@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from teukenjax.cli.options import Overrides, RecipeFile, RunPath, console
+from teukenjax.cli.scaling import scaling, sweep
 from teukenjax.cli.text import data, tokenizer
 from teukenjax.errors import UserError
 
@@ -23,6 +24,8 @@ bench = typer.Typer(help="Measures this machine.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(tokenizer, name="tokenizer")
 app.add_typer(bench, name="bench")
+app.add_typer(scaling, name="scaling")
+app.command()(sweep)
 
 
 @app.command()

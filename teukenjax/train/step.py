@@ -16,7 +16,17 @@ Metrics = dict[str, Any]
 
 
 def make_train_step(program: Program) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
-    """The jitted step ``(state, tokens [A, B/A, S+1]) → (state, metrics)``; state is donated.
+    """``train_step`` jitted, with everything in its placement; state is donated."""
+    return jax.jit(
+        train_step(program),
+        donate_argnums=0,
+        in_shardings=(program.shardings, batch_sharding(program.layout)),
+        out_shardings=(program.shardings, program.layout.replicated()),
+    )
+
+
+def train_step(program: Program) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
+    """The step ``(state, tokens [A, B/A, S+1]) → (state, metrics)``, a pure function.
 
     A is the number of micro-batches. Metrics are fp32 scalars on the device: loss (nats per
     token), lr, and the global norms of gradient, update and parameters; besides, under ``norms``,
@@ -29,7 +39,7 @@ def make_train_step(program: Program) -> Callable[[TrainState, Array], tuple[Tra
         total, _ = model.bind(params).loss(tokens, weights)
         return total / weights.size
 
-    def train_step(state: TrainState, tokens: Int[Array, "A B S1"]):
+    def step(state: TrainState, tokens: Int[Array, "A B S1"]):
         """One update from one global batch."""
         start = program.gradient_start(state.opt_state, state.params)
         loss, grads = accumulate(loss_fn, state.params, tokens, start, program.placed.gradients)
@@ -46,12 +56,7 @@ def make_train_step(program: Program) -> Callable[[TrainState, Array], tuple[Tra
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return jax.jit(
-        train_step,
-        donate_argnums=0,
-        in_shardings=(program.shardings, batch_sharding(program.layout)),
-        out_shardings=(program.shardings, program.layout.replicated()),
-    )
+    return step
 
 
 def batch_sharding(layout: Layout) -> jax.sharding.NamedSharding:
