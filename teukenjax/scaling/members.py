@@ -69,23 +69,27 @@ class GroupProgram:
             make_layout(ShardingConfig(strategy="ddp"), [device]),
             platform=device.platform,
         )
-        self.advance = jax.jit(self._advance, donate_argnums=0)
+        whole = self.program.layout.replicated()  # said, or the second call compiles again
+        self._init = jax.jit(self._born, out_shardings=whole)
+        self.advance = jax.jit(
+            self._advance, donate_argnums=0, in_shardings=whole, out_shardings=whole
+        )
         self.norms = jax.jit(jax.vmap(self._norms))
         self.losses = jax.jit(jax.vmap(self._losses, in_axes=(0, None)))
 
     def init(self) -> Together:
         """Every run at its start."""
-        return jax.jit(self._init)(self.members)
+        return self._init(self.members)
 
     @property
     def abstract(self) -> Together:
         """Shapes and placements of the state, to restore it into."""
         whole = self.program.layout.replicated()
-        shapes = jax.eval_shape(self._init, self.members)
+        shapes = jax.eval_shape(self._born, self.members)
         place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)  # noqa: E731
         return jax.tree.map(place, shapes)
 
-    def _init(self, members: Members) -> Together:
+    def _born(self, members: Members) -> Together:
         def born(member: Members) -> TrainState:
             return self._of(member).born(member.seed)
 
