@@ -42,7 +42,8 @@ ROWS = pa.schema(
         "epochs": pa.float64(),  # of the language that was read most often
         "diverged": pa.bool_(),  # the loss is not finite, or no lower than that of step 1
         "loss": pa.float64(),  # mean of the last sixteenth of the steps; null: not finite
-        "loss_sd": pa.float64(),  # between those steps
+        "loss_last": pa.float64(),  # of the last third of those
+        "loss_sd": pa.float64(),  # between the thirds
         "valid_loss": pa.float64(),  # mean over languages of held-out text, nats per token
         "valid": BY_NAME,  # by language
         "norm_input": pa.float64(),  # 1→RMS

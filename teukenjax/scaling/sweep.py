@@ -105,7 +105,7 @@ class Progress:
         self._groups, self._out, self._console = groups, out, console
         self._work = {group.name: _flops(group) for group in groups}
         self._begun = time.monotonic()
-        self._done_flops = 0.0  # by this process, in groups that it has finished
+        self._before = 0.0  # FLOPs of this process in groups that it has finished
 
     def begin(self, group: Group) -> None:
         """A group is next."""
@@ -121,19 +121,17 @@ class Progress:
         now, steps = time.monotonic(), self._group.recipe.steps
         if self._first is None:
             self._first, self._since, self._told = step, now, now
-        last = step == steps
-        done = (step - self._first) / steps * self._work[self._group.name]
-        if last:
-            self._done_flops += done
-        if not last and now - self._told < TOLD_EVERY_S:
+        if step < steps and now - self._told < TOLD_EVERY_S:
             return
         self._told = now
+        work = self._work[self._group.name]
+        done = self._before + (step - self._first) / steps * work
+        left = self._left() - step / steps * work
+        if step == steps:
+            self._before = done
         tokens = (step - self._first) * self._group.recipe.tokens_per_step
-        tokens *= len(self._group.members)
-        rate = tokens / max(now - self._since, 1e-9)
-        all_done = self._done_flops + (0 if last else done)
-        left = self._left() - (0 if last else done)
-        eta = clock((now - self._begun) * left / all_done) if all_done else "unknown"
+        rate = tokens * len(self._group.members) / max(now - self._since, 1e-9)
+        eta = clock((now - self._begun) * left / done) if done else "unknown"
         self._console.print(
             f"{self._line} | step {step}/{steps} | {short(rate)} tok/s | eta {eta}",
             highlight=False,

@@ -21,7 +21,7 @@ from teukenjax.scaling.results import ROWS, TRACES, write
 from teukenjax.scaling.spec import Group, member_hash
 
 CHUNK = 32  # steps of one call
-WINDOW = 16  # the loss at a horizon is the mean over this part of the steps up to it
+WINDOW = 16  # the loss at a horizon is the mean over the last 1/16 of the steps up to it
 HELD_OUT_WINDOWS = 16  # of each language, at most
 SAVE_EVERY_S = 300.0
 
@@ -115,6 +115,7 @@ class GroupTraining:
 
     def _observe(self, state: Together, step: int) -> None:
         losses = np.asarray(state.losses)[:step].astype(np.float64)
+        losses = np.concatenate([losses[:1]] * max(3 - step, 0) + [losses])  # three at least
         self.seconds += time.perf_counter() - self._clock
         norms = jax.device_get(self.program.norms(state.train.params))
         horizon = step in self.group.horizons
@@ -135,8 +136,8 @@ class GroupTraining:
     def _row(self, i: int, step: int, losses: np.ndarray, layers) -> dict[str, Any]:
         recipe, member = self.recipe, self.group.members[i]
         model, optimizer = recipe.model, recipe.optimizer
-        last = losses[-max(step // WINDOW, 1) :]
-        mean, tokens = _number(last.mean()), step * recipe.tokens_per_step
+        thirds = [part.mean() for part in np.array_split(losses[-max(step // WINDOW, 3) :], 3)]
+        mean, tokens = _number(np.mean(thirds)), step * recipe.tokens_per_step
         norms = by_role(self.program.program.leaf_specs, layers)
         return {
             "run": f"{self.group.name}/{i}",
@@ -156,9 +157,10 @@ class GroupTraining:
             "step": step,
             "tokens": tokens,
             "epochs": self._epochs(step),
-            "diverged": bool(mean is None or (step > 1 and mean >= losses[0])),
+            "diverged": bool(mean is None or (step > 3 and mean >= losses[0])),
             "loss": mean,
-            "loss_sd": _number(last.std()),
+            "loss_last": _number(thirds[-1]),
+            "loss_sd": _number(np.std(thirds, ddof=1)),
             **{f"norm_{role}": _number(norms.get(role, math.nan)) for role in NORMED},
             "recipe_hash": member_hash(self.group, member),
             "tokenizer": self.store.manifest.tokenizer,
