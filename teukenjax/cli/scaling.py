@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from teukenjax.cli.options import Overrides, console
+from teukenjax.cli.options import Overrides, RecipeFile, console
 
 scaling = typer.Typer(help="Fit, plot and use what sweeps measured.", no_args_is_help=True)
 
@@ -39,3 +39,43 @@ def sweep(
         submit(request, console(), jobs=jobs, cluster=cluster, given=parameters or [])
     else:
         request.work(console())
+
+
+@scaling.command()
+def fit(
+    results: Results,
+    out: Annotated[Path | None, typer.Option(help="For fit.json and optima.csv.")] = None,
+    role: Annotated[str, typer.Option(help="Whose norm: output, hidden or input.")] = "output",
+) -> None:
+    """Optimal norm, η*(B, D) and B*(D) of RESULTS, or of the paper's tables: `published`."""
+    from teukenjax.scaling import command
+
+    command.fit(console(), results, out=out, role=role)
+
+
+@scaling.command()
+def plot(
+    results: Results,
+    out: Annotated[Path, typer.Option(help="A folder for pictures and their numbers.")],
+    role: Annotated[str, typer.Option(help="Whose norm: output, hidden or input.")] = "output",
+) -> None:
+    """Loss against norm, optima, trajectories, rates and roles, as PNG and CSV."""
+    from teukenjax.scaling import command
+
+    command.plot(console(), results, out, role=role)
+
+
+@scaling.command()
+def suggest(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    tokens: Annotated[float, typer.Option(help="Of the whole run, as in 1e11.")] = ...,
+    rules: Annotated[
+        Path | None, typer.Option(help="fit.json of your own fit; default: the paper's rule.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write RECIPE with it.")] = None,
+) -> None:
+    """Batch and learning rate for RECIPE, with uncertainty, and what they rest on."""
+    from teukenjax.scaling import command
+
+    command.suggest(console(), recipe, overrides or [], tokens=tokens, rules=rules, out=out)
