@@ -48,7 +48,7 @@ FIXED = (
     "optimizer.light",  # its momentum is of another length
 )
 # These may change their value, but a part of the saved state is there only with one.
-OPTIONAL = ("telemetry.every",)
+OPTIONAL = ("telemetry.every", "optimizer.norm_target")
 
 
 class RunDirectory:

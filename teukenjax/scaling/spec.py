@@ -160,11 +160,12 @@ def _refuse_changing_rates(path: Path, recipe: Recipe, horizons: list[int]) -> N
     """Several horizons are one run only if its rate is constant from the first of them on."""
     *before, last = recipe.schedule
     warm = sum(phase.steps or 0 for phase in before)
-    if len(horizons) > 1 and (last.start != last.end or warm > horizons[0]):
+    steered = getattr(recipe.optimizer, "norm_target", None) is not None
+    if len(horizons) > 1 and (steered or last.start != last.end or warm > horizons[0]):
         raise UserError(
-            f"{path}: log2_tokens has {len(horizons)} horizons, but the rate of {recipe.out} "
-            f"changes after step {horizons[0]}: give one horizon, or a schedule that is constant "
-            "from there on"
+            f"{path}: log2_tokens has {len(horizons)} horizons, but the learning rate changes "
+            f"after step {horizons[0]}, the first of them: give one horizon, or a rate that is "
+            "constant from there on"
         )
 
 

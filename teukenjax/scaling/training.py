@@ -144,7 +144,7 @@ class GroupTraining:
             "model": self.group.model,
             "optimizer": optimizer.name,
             "momentum": optimizer.momentum if optimizer.name == "scion" else optimizer.beta1,
-            "norm_target": None,
+            "norm_target": _log2(getattr(optimizer, "norm_target", None)),
             "width": model.width,
             "layers": model.layers,
             "parameters": parameter_count(model),
@@ -215,6 +215,10 @@ def held_out_windows(store: TokenStore, context: int, rows: int) -> tuple[np.nda
 
 def _number(x: float) -> float | None:
     return float(x) if math.isfinite(x) else None
+
+
+def _log2(target: float | None) -> float | None:
+    return None if target is None else math.log2(target)
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -108,6 +108,7 @@ class Program:
             learning_rate,
             self.leaf_specs,
             self.recipe.telemetry,
+            steps=self.recipe.steps,
             shardings=self.placed.moments,
             update_shardings=self.placed.params,
         )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from teukenjax.optim.steer import applied_factor
 from teukenjax.optim.telemetry import packed_norms
 from teukenjax.sharding import Layout
 from teukenjax.train.state import Program, TrainState
@@ -48,7 +49,7 @@ def train_step(program: Program) -> Callable[[TrainState, Array], tuple[TrainSta
             params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
-            "lr": program.learning_rate(state.step),
+            "lr": program.learning_rate(state.step) * applied_factor(opt_state),
             "grad_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
             "param_norm": optax.tree.norm(params),
