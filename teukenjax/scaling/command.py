@@ -46,9 +46,7 @@ def plot(console: Console, paths: Sequence[Path], out: Path, *, role: str) -> No
     """Draws what there is to draw; raises as ``fit``."""
     fitted = _fitted(paths, role)
     with disk_errors(out):
-        for file in plots.plot(
-            results.read(paths), results.read(paths, "traces"), fitted, out
-        ):
+        for file in plots.plot(results.read(paths), results.read(paths, "traces"), fitted, out):
             console.print(str(file), highlight=False)
 
 
@@ -85,7 +83,9 @@ def _fit_published(console: Console, out: Path | None) -> None:
     for name, line in lines.items():
         console.print(f"{name}\n  fitted  {line}\n  printed {published.PRINTED[name]}")
     rules = published.rules()
-    console.print(f"log2 norm at the best batches: {rules.log2_norm[0]:.2f} ± {rules.log2_norm[1]:.2f}")
+    console.print(
+        f"log2 norm at the best batches: {rules.log2_norm[0]:.2f} ± {rules.log2_norm[1]:.2f}"
+    )
     if out is not None:
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)

@@ -187,7 +187,9 @@ def print_fit(console: Console, fitted: Fitted) -> None:
             console.print(f"log2 {name} = {line}   [{program[0]} {program[1]} β {program[2]:g}]")
     norms = np.array([found.log2_norm for found in best.values()])
     if len(norms) > 1:
-        console.print(f"log2 norm at the best batches: {norms.mean():.2f} ± {norms.std(ddof=1):.2f}")
+        console.print(
+            f"log2 norm at the best batches: {norms.mean():.2f} ± {norms.std(ddof=1):.2f}"
+        )
 
 
 def write_optima(fitted: Fitted, path: Path) -> None:

@@ -54,9 +54,7 @@ def loss_against_norm(fitted: Fitted) -> Picture:
             curve = fitted.curves[scan]
             label = f"2^{np.log2(scan.tokens):g}"
             axis.plot(curve.log2_norm, curve.smoothed, ".", color=colour, label=label)
-            fit = parabola(
-                curve.log2_norm, curve.smoothed, curve.sigma, intercept=fitted.intercept
-            )
+            fit = parabola(curve.log2_norm, curve.smoothed, curve.sigma, intercept=fitted.intercept)
             if fit is not None and scan in fitted.optima:
                 x = np.linspace(curve.log2_norm[0], curve.log2_norm[-1], 100)
                 axis.plot(x, fit(x), color=colour, linewidth=0.7)

@@ -11,7 +11,7 @@ import numpy as np
 
 from teukenjax.scaling.rules import Line, Rules
 
-FOLDER = Path(__file__).parent / "published"
+FOLDER = Path(__file__).parent / "tables"
 CONTEXT = 4096
 # What the paper prints: value and error of each coefficient.
 PRINTED = {

@@ -81,7 +81,7 @@ class Group:
     @property
     def name(self) -> str:
         """Of its files; another one when anything that decides its numbers is."""
-        members = [dataclasses.astuple(m)[:2] + (m.multiplier.model_dump(),) for m in self.members]
+        members = [(*dataclasses.astuple(m)[:2], m.multiplier.model_dump()) for m in self.members]
         recipe = self.recipe.model_dump(mode="json", exclude={"out", "hardware", "checkpoint"})
         text = json.dumps([recipe, members, self.horizons], sort_keys=True)
         mark = hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -40,7 +40,9 @@ def work(groups: Sequence[Group], out: Path, console: Console) -> None:
         progress = Progress(groups, out, console)
         busy = True
         while busy:  # again from the front: another process may have ended halfway in a group
-            busy = any([_take(group, store, out, progress) for group in groups])
+            busy = False
+            for group in groups:
+                busy |= _take(group, store, out, progress)
         missing = [group for group in groups if not rows_of(group, out).is_file()]
         if missing:
             console.print(f"{len(missing)} groups are being trained by other processes")

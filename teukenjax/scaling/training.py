@@ -98,9 +98,7 @@ class GroupTraining:
     def _chunks(self, first: int) -> Iterator[tuple[np.ndarray, int, int]]:
         """Tokens [CHUNK, A, B/A, S+1], how many of the steps count, and the step after them."""
         sequences, parts = self.recipe.batch.sequences, self.recipe.batch.accumulation
-        loaded = batches(
-            self.stream, batch_size=sequences, first_step=first, rows=range(sequences)
-        )
+        loaded = batches(self.stream, batch_size=sequences, first_step=first, rows=range(sequences))
         width = self.recipe.model.context + 1
         try:
             while first < self.recipe.steps:
@@ -137,7 +135,7 @@ class GroupTraining:
         recipe, member = self.recipe, self.group.members[i]
         model, optimizer = recipe.model, recipe.optimizer
         thirds = [part.mean() for part in np.array_split(losses[-max(step // WINDOW, 3) :], 3)]
-        mean, tokens = _number(np.mean(thirds)), step * recipe.tokens_per_step
+        mean, tokens = _number(float(np.mean(thirds))), step * recipe.tokens_per_step
         norms = by_role(self.program.program.leaf_specs, layers)
         return {
             "run": f"{self.group.name}/{i}",
@@ -159,8 +157,8 @@ class GroupTraining:
             "epochs": self._epochs(step),
             "diverged": bool(mean is None or (step > 3 and mean >= losses[0])),
             "loss": mean,
-            "loss_last": _number(thirds[-1]),
-            "loss_sd": _number(np.std(thirds, ddof=1)),
+            "loss_last": _number(float(thirds[-1])),
+            "loss_sd": _number(float(np.std(thirds, ddof=1))),
             **{f"norm_{role}": _number(norms.get(role, math.nan)) for role in NORMED},
             "recipe_hash": member_hash(self.group, member),
             "tokenizer": self.store.manifest.tokenizer,
@@ -180,7 +178,7 @@ class GroupTraining:
 
     def _scores(self, losses: np.ndarray) -> dict[str, float | None]:
         return {
-            name: _number(losses[self.languages == name].mean())
+            name: _number(float(losses[self.languages == name].mean()))
             for name in dict.fromkeys(self.languages[self.languages != ""].tolist())
         }
 

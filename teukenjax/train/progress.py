@@ -55,10 +55,12 @@ def _line(row: dict) -> str:
 
 
 def short(number: float) -> str:
+    """12300 as 12.3k."""
     return f"{number / 1000:.1f}k" if number >= 1000 else f"{number:.0f}"
 
 
 def clock(seconds: float) -> str:
+    """3723 as 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"
