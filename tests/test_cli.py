@@ -18,6 +18,10 @@ VERBS = {
     "generate": {"run", "prompt", "tokens", "temperature", "top_k", "top_p", "seed"},
     "export": {"run", "out", "dtype"},
     "bench calibrate": {"out"},
+    "sweep": {"spec", "overrides", "out", "model", "jobs", "cluster", "parameters"},
+    "scaling fit": {"results", "out", "role"},
+    "scaling plot": {"results", "out", "role"},
+    "scaling suggest": {"recipe", "overrides", "tokens", "rules", "out"},
     "data prepare": {
         "text", "out", "train_tokenizer", "tokenizer", "append", "holdout", "text_field",
         "language_field", "max_broken", "processes",
@@ -63,7 +67,7 @@ def recipe(tmp_path):
 def test_the_surface_grows_only_on_purpose():
     group = typer.main.get_command(cli.app)
     commands = dict(group.commands)
-    for outer in ("data", "tokenizer", "bench"):
+    for outer in ("data", "tokenizer", "bench", "scaling"):
         nested = commands.pop(outer).commands
         commands |= {f"{outer} {name}": command for name, command in nested.items()}
     found = {name: {p.name for p in command.params} for name, command in commands.items()}
@@ -148,8 +152,6 @@ MISTAKES = {
     "cudnn on a cpu": (["train", "{recipe}", "compute.attention=cudnn"], "cannot run"),
     "processes that do not divide": (["data", "fingerprint", "{recipe}", "--processes", "3"],
                                      "processes=3: batch.sequences=8 is not a multiple"),
-    "packing that attention lacks": (["train", "{recipe}", "data.packing=best_fit"],
-                                     "attention does not take segments yet"),
     "no such tokenizer": (["tokenizer", "report", "{tmp}/t.model"], "t.model: cannot be read"),
     "mixture of another text": (["tokenizer", "train", "configs/mixtures/eu24-balanced.yaml",
                                  "--data", "{tmp}/empty", "--vocab-size", "600", "--out",
@@ -169,6 +171,11 @@ MISTAKES = {
     "devices that do not divide": (["plan", "{recipe}", "--devices", "3"], "--devices 3"),
     "a table without out": (["plan", "--table", "{tmp}/rows.csv"], "--table needs --out"),
     "no such table": (["plan", "--table", "{tmp}/r.csv", "--out", "{tmp}/o.csv"], "{tmp}/r.csv"),
+    "no such sweep": (["sweep", "{tmp}/none.yaml"], "none.yaml: cannot be read"),
+    "no results": (["scaling", "fit", "{tmp}/empty"], "{tmp}/empty: no results"),
+    "no such role": (["scaling", "fit", "{tmp}", "--role", "outptu"], "did you mean 'output'?"),
+    "a rule for AdamW": (["scaling", "suggest", "{recipe}", "--tokens", "1e9"],
+                         "optimizer.name=adamw: the rule is one of Scion's rates"),
     "no such verb": (["trian"], "No such command 'trian'"),
 }  # fmt: skip
 

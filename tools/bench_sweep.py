@@ -23,6 +23,7 @@ from teukenjax.scaling.members import GroupProgram
 from teukenjax.scaling.spec import Group, Member, Multipliers
 from teukenjax.scaling.sweep import resolved
 from teukenjax.sharding import make_layout
+from teukenjax.train.batch import Batch
 from teukenjax.train.state import Program
 from teukenjax.train.step import make_train_step
 
@@ -54,11 +55,11 @@ def time_one(group: Group, steps: int, repeats: int) -> list[float]:
     device = jax.devices()[0]
     layout = make_layout(ShardingConfig(strategy="ddp"), [device])
     program = Program(group.recipe, layout, platform=device.platform)
-    step, tokens = make_train_step(program), _tokens(group, 1)[0]
+    step, batch = make_train_step(program), Batch(_tokens(group, 1)[0])
 
     def call(state):
         for _ in range(steps):
-            state, _ = step(state, tokens)
+            state, _ = step(state, batch)
         return state
 
     return seconds_a_step(call, program.init(), steps=steps, repeats=repeats)

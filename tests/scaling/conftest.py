@@ -11,8 +11,8 @@ RECIPE = """
 out: unused
 steps: 1
 seed: 7
-model: {{width: 16, layers: 2, heads: 2, kv_heads: 1, head_dim: 8, ffn: 24, context: 16, tied: false,
-  norms: everywhere, norm_gain: false, init: boundary}}
+model: {{width: 16, layers: 2, heads: 2, kv_heads: 1, head_dim: 8, ffn: 24, context: 16,
+  tied: false, norms: everywhere, norm_gain: false, init: boundary}}
 data: {{store: {store}}}
 batch: {{sequences: 8, accumulation: 2}}
 optimizer: {{name: scion, preset: untied, momentum: 0.0, constrained: false, epsilon: 1.0e-20}}

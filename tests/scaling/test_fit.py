@@ -53,7 +53,7 @@ def test_the_norm_of_the_best_batches_is_two_to_the_seven():
 
 
 def test_the_published_coefficients_give_the_published_optima():
-    """−b/2a and c − b²/4a; coefficients in three digits leave 0.05 in the norm, 0.04 in the loss."""
+    """−b/2a, c − b²/4a; coefficients in three digits leave 0.05 in the norm, 0.04 in the loss."""
     from teukenjax.scaling.curve import Parabola
 
     rows = [row for row in published.table("optima") if row["a"]]
@@ -168,7 +168,7 @@ def test_mixed_tokenizers_are_refused(tmp_path):
         results.write([row | {"run": f"{name}/{row['run']}"} for row in rows],
                       results.ROWS, files[-1])  # fmt: skip
     assert len(results.read(files[:1])) == 81
-    with pytest.raises(UserError, match="mixed tokenizers: run one/.* has one, run other/"):
+    with pytest.raises(UserError, match=r"mixed tokenizers: run one/.* has one, run other/"):
         results.read(files)
     with pytest.raises(UserError, match="no results"):
         results.read([tmp_path])

@@ -14,6 +14,7 @@ from teukenjax.scaling.members import GroupProgram
 from teukenjax.scaling.spec import load_sweep, member_recipe
 from teukenjax.scaling.sweep import resolved
 from teukenjax.sharding import make_layout
+from teukenjax.train.batch import Batch
 from teukenjax.train.state import Program
 from teukenjax.train.step import make_train_step
 
@@ -34,7 +35,7 @@ def alone(group, member, tokens):
     program = Program(recipe, layout, platform="cpu")
     step, state, losses = make_train_step(program), program.init(), []
     for batch in tokens:
-        state, metrics = step(state, batch)
+        state, metrics = step(state, Batch(batch))
         losses.append(float(metrics["loss"]))
     return losses
 

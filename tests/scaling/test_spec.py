@@ -63,7 +63,7 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_names_the_thing(name, make_sweep):
     axes, overrides, expected = MISTAKES[name]
-    with pytest.raises(UserError, match="^[^\n]*$") as error:
+    with pytest.raises(UserError, match=r"^[^\n]*$") as error:
         load_sweep(make_sweep(**axes), overrides)
     assert expected in str(error.value)
 

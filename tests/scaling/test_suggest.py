@@ -40,7 +40,7 @@ def test_every_difference_from_what_was_measured_is_said():
 
 
 def test_what_cannot_be_suggested_is_refused():
-    with pytest.raises(UserError, match="optimizer.name=adamw"):
+    with pytest.raises(UserError, match=r"optimizer\.name=adamw"):
         suggest(load("configs/recipes/teuken-7b.yaml"), published.rules(), tokens=1e11)
     with pytest.raises(UserError, match="--tokens -1: must be positive"):
         suggest(load(PROXY), published.rules(), tokens=-1.0)

@@ -20,6 +20,7 @@ from teukenjax.optim.observe import weight_norms
 from teukenjax.recipe import ShardingConfig
 from teukenjax.scaling.spec import Group, Multipliers
 from teukenjax.sharding import make_layout
+from teukenjax.train.batch import Batch
 from teukenjax.train.state import Program, TrainState
 from teukenjax.train.step import train_step
 
@@ -110,7 +111,7 @@ class GroupProgram:
         """The first ``count`` of n steps, all members; and the steps done, to wait for."""
 
         def one(member: Members, run: TrainState, batch):
-            run, metrics = train_step(self._of(member))(run, batch)
+            run, metrics = train_step(self._of(member))(run, Batch(batch))
             return run, metrics["loss"]
 
         def step(i, state: Together) -> Together:

@@ -43,7 +43,7 @@ class SweepConfig(Section):
     """A file of configs/sweeps."""
 
     recipe: Path  # what all runs share; relative to the sweep's file
-    models: Annotated[dict[str, dict[str, Any]], Nonempty] = {"base": {}}  # name → key: value
+    models: Annotated[dict[str, dict[str, Any]], Nonempty]  # name → key: value over the recipe's
     batch: Annotated[tuple[PositiveInt, ...], Nonempty]  # sequences a step
     log2_learning_rate: Annotated[tuple[float, ...], Nonempty]
     log2_tokens: Annotated[tuple[float, ...], Nonempty]  # horizons

@@ -17,12 +17,13 @@ from rich.console import Console
 
 from teukenjax.data.prepare import open_store
 from teukenjax.data.store import TokenStore
+from teukenjax.data.stream import Stream
 from teukenjax.errors import UserError, disk_errors
 from teukenjax.model import flops_per_token
 from teukenjax.scaling import results
 from teukenjax.scaling.spec import Group
 from teukenjax.scaling.training import GroupTraining
-from teukenjax.train.loop import refuse_segments, resolve
+from teukenjax.train.loop import resolve
 from teukenjax.train.progress import clock, short
 
 TOLD_EVERY_S = 10.0
@@ -69,7 +70,7 @@ def _take(group: Group, store: TokenStore, out: Path, progress: "Progress") -> b
         if not mine or rows_of(group, out).is_file():
             return False
         training = GroupTraining(group, store, out, jax.local_devices()[0])
-        refuse_segments(training.stream)
+        _refuse_segments(training.stream)
         progress.begin(group)
         training.run(progress.show)
         return True
@@ -86,6 +87,14 @@ def claimed(path: Path) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+def _refuse_segments(stream: Stream) -> None:
+    if stream.segmented:
+        raise UserError(
+            "data.packing=best_fit or data.segments=true: a sweep's batches are tokens alone: "
+            "sweep with data.packing=concat data.segments=false"
+        )
 
 
 def _store(groups: Sequence[Group], out: Path, console: Console) -> TokenStore:

@@ -28,13 +28,14 @@ from teukenjax.model import flops_per_token
 from teukenjax.recipe import Recipe, digest
 from teukenjax.run import RunDirectory, load_run
 from teukenjax.sharding import Layout, make_layout
+from teukenjax.train.batch import Batch, abstract_batch, place_batch
 from teukenjax.train.metrics import MetricsLog, plot_loss, read_metrics
 from teukenjax.train.norms import norm_columns
 from teukenjax.train.plan import GIB, print_plan
 from teukenjax.train.progress import StepProgress
 from teukenjax.train.report import print_evaluations
 from teukenjax.train.state import Program, TrainState
-from teukenjax.train.step import Metrics, batch_sharding, make_train_step
+from teukenjax.train.step import Metrics, make_train_step
 
 
 class Run:
@@ -53,7 +54,6 @@ class Run:
         device = self.layout.mesh.devices.flat[0]
         self.program = Program(recipe, self.layout, platform=device.platform)
         self.stream = Stream.of(recipe, self.store)
-        refuse_segments(self.stream)
         self.hardware = find_hardware(recipe.hardware, device)
         self.checkpoints = Checkpoints(self.directory.path, recipe.checkpoint)
         self.evaluator = Evaluator(
@@ -107,8 +107,8 @@ class Run:
         pending = None
         self._finished_at = time.perf_counter()
         with StepProgress(self.console, steps=recipe.steps, first_step=first) as progress:
-            for step, tokens in zip(range(first, recipe.steps), self._batches(first), strict=False):
-                state, metrics = train_step(state, tokens)
+            for step, batch in zip(range(first, recipe.steps), self._batches(first), strict=False):
+                state, metrics = train_step(state, batch)
                 if pending is not None:
                     progress.show(self._record(*pending))
                 pending = step + 1, metrics
@@ -127,11 +127,9 @@ class Run:
 
     def _compile(self):
         """The step, compiled for its shapes before the clock starts."""
-        recipe, start = self.recipe, time.perf_counter()
-        parts = recipe.batch.accumulation
-        shape = (parts, recipe.batch.sequences // parts, recipe.model.context + 1)
-        tokens = jax.ShapeDtypeStruct(shape, np.int32, sharding=batch_sharding(self.layout))
-        step = make_train_step(self.program).lower(self.program.abstract_state, tokens).compile()
+        start = time.perf_counter()
+        batch = abstract_batch(self.recipe, self.layout, segmented=self.stream.segmented)
+        step = make_train_step(self.program).lower(self.program.abstract_state, batch).compile()
         memory = step.memory_analysis()
         self.console.print(
             f"compiled in {time.perf_counter() - start:.1f} s; the compiler plans "
@@ -140,17 +138,14 @@ class Run:
         )
         return step
 
-    def _batches(self, first: int) -> Iterator[jax.Array]:
-        """Batches [A, B/A, S+1] on the mesh, from step ``first`` on."""
-        sharding = batch_sharding(self.layout)
-        sequences, parts = self.recipe.batch.sequences, self.recipe.batch.accumulation
+    def _batches(self, first: int) -> Iterator[Batch]:
+        """Batches on the mesh, from step ``first`` on."""
+        sequences = self.recipe.batch.sequences
         rows = range(sequences)
         loaded = batches(self.stream, batch_size=sequences, first_step=first, rows=rows)
         try:
-            for batch in loaded:
-                tokens = batch["tokens"]
-                split = tokens.reshape(parts, sequences // parts, tokens.shape[1])
-                yield jax.make_array_from_process_local_data(sharding, split)
+            for sample in loaded:
+                yield place_batch(sample, self.recipe.batch.accumulation, self.layout)
         finally:
             loaded.close()
 
@@ -227,15 +222,6 @@ def resolve(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
         )
     model = recipe.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
     return recipe.model_copy(update={"model": model})
-
-
-def refuse_segments(stream: Stream) -> None:
-    """Raises a UserError for samples that attention cannot read yet."""
-    if stream.segmented:
-        raise UserError(
-            "data.packing=best_fit and data.segments=true: attention does not take segments yet: "
-            "train with data.packing=concat data.segments=false"
-        )
 
 
 def check_batch(recipe: Recipe, layout: Layout) -> None:
