@@ -92,7 +92,8 @@ def weight_norms(
       spec: of the leaf, without parts.
       weight: the leaf.
       key: of the power method's random start.
-      iterations: of it; 64 from a random start are within 1 % where singular values crowd.
+      iterations: of it; 64 from a random start left 32 matrices of 256 × 256 and 256 × 704 whose
+        singular values crowd at the top (Gaussian; orthogonal and noise) at most 1.7 % low.
     """
     matrices = spec.to_matrices(weight)
     if spec.role == "hidden":
