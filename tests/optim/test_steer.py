@@ -79,6 +79,6 @@ def test_the_gap_knows_the_rate_that_was_applied():
 
 def test_a_model_without_an_output_is_refused():
     hidden = {"w": LeafSpec("hidden", fan_in=(0,), fan_out=(1,))}
+    how = {"target": 8.0, "learning_rate": lambda step: 0.5, "steps": 4}
     with pytest.raises(UserError, match=r"norm_target=8: no weight has the role output"):
-        how = {"target": 8.0, "learning_rate": lambda step: 0.5, "steps": 4}
         steer_to_norm(optax.sgd(0.5), hidden, **how)
