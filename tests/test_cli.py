@@ -27,6 +27,10 @@ VERBS = {
     "serve": {"run", "host", "port", "queue", "language"},
     "bench calibrate": {"out"},
     "bench step": {"recipe", "overrides", "layers", "fake_data", "repeats", "results"},
+    "sweep": {"spec", "overrides", "out", "model", "jobs", "cluster", "parameters"},
+    "scaling fit": {"results", "out", "role"},
+    "scaling plot": {"results", "out", "role"},
+    "scaling suggest": {"recipe", "overrides", "tokens", "rules", "out"},
     "data prepare": {
         "text", "out", "train_tokenizer", "tokenizer", "append", "holdout", "text_field",
         "language_field", "max_broken", "processes",
@@ -72,7 +76,7 @@ def recipe(tmp_path):
 def test_the_surface_grows_only_on_purpose():
     group = typer.main.get_command(cli.app)
     commands = dict(group.commands)
-    for outer in ("data", "tokenizer", "bench"):
+    for outer in ("data", "tokenizer", "bench", "scaling"):
         nested = commands.pop(outer).commands
         commands |= {f"{outer} {name}": command for name, command in nested.items()}
     found = {name: {p.name for p in command.params} for name, command in commands.items()}
@@ -183,6 +187,11 @@ MISTAKES = {
     "devices that do not divide": (["plan", "{recipe}", "--devices", "3"], "--devices 3"),
     "a table without out": (["plan", "--table", "{tmp}/rows.csv"], "--table needs --out"),
     "no such table": (["plan", "--table", "{tmp}/r.csv", "--out", "{tmp}/o.csv"], "{tmp}/r.csv"),
+    "no such sweep": (["sweep", "{tmp}/none.yaml"], "none.yaml: cannot be read"),
+    "no results": (["scaling", "fit", "{tmp}/empty"], "{tmp}/empty: no results"),
+    "no such role": (["scaling", "fit", "{tmp}", "--role", "outptu"], "did you mean 'output'?"),
+    "a rule for AdamW": (["scaling", "suggest", "{recipe}", "--tokens", "1e9"],
+                         "optimizer.name=adamw: the rule is one of Scion's rates"),
     "no such verb": (["trian"], "No such command 'trian'"),
 }  # fmt: skip
 

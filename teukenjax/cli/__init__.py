@@ -12,6 +12,7 @@ import typer
 from teukenjax.cli.bench import bench
 from teukenjax.cli.evaluation import evaluate
 from teukenjax.cli.options import Overrides, RecipeFile, console
+from teukenjax.cli.scaling import scaling, sweep
 from teukenjax.cli.text import data, tokenizer
 from teukenjax.cli.tuning import sft
 from teukenjax.cli.use import use
@@ -29,6 +30,8 @@ app.add_typer(data, name="data")
 app.add_typer(tokenizer, name="tokenizer")
 app.add_typer(bench, name="bench")
 app.add_typer(use)
+app.add_typer(scaling, name="scaling")
+app.command()(sweep)
 
 
 @app.command()

@@ -9,6 +9,7 @@ import optax
 
 from teukenjax.optim.leaf import Specs
 from teukenjax.optim.scion import light_start, scion
+from teukenjax.optim.steer import steer_to_norm
 from teukenjax.optim.telemetry import track_norms
 from teukenjax.recipe import AdamWConfig, RoleValues, ScionConfig, TelemetryConfig
 
@@ -21,6 +22,7 @@ def build_optimizer(
     specs: Specs,
     telemetry: TelemetryConfig = NEVER,
     *,
+    steps: int | None = None,
     shardings: Any = None,
     update_shardings: Any = None,
     symmetric_matmul: str = "reference",
@@ -32,6 +34,7 @@ def build_optimizer(
       learning_rate: as made by ``schedules.schedule``.
       specs: a pytree shaped like the parameters, of ``LeafSpec``.
       telemetry: the section; the default measures nothing.
+      steps: of the run, where ``norm_target`` is to be reached.
       shardings: where the moments rest, and
       update_shardings: where the updates go; see ``scale_by_scion``.
       symmetric_matmul: the kernel of Newton–Schulz, see ``lmo.Spectral``.
@@ -50,6 +53,10 @@ def build_optimizer(
             update_shardings=update_shardings,
             symmetric_matmul=symmetric_matmul,
         )
+        if config.norm_target is not None:
+            assert steps is not None, "a norm is reached at the end of so many steps"
+            how = {"target": config.norm_target, "learning_rate": learning_rate, "steps": steps}
+            optimizer = steer_to_norm(optimizer, specs, **how)
     if telemetry.every is not None:
         optimizer = _tracked(optimizer, config, learning_rate, specs, telemetry.every)
     if config.clip_norm is None:

@@ -27,6 +27,7 @@ a lower bound. AdamW minimises over no ball and has no gap.
 
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -80,6 +81,28 @@ def observe(spec: LeafSpec, iterations: int, vectors, numbers, arrays, step):
         d = average[0].astype(numbers.dtype)
         columns.append(-jnp.sum(d * change, axis=(-2, -1)) / step)
     return vectors, jnp.stack(columns, axis=-1).astype(numbers.dtype)
+
+
+def weight_norms(
+    spec: LeafSpec, weight: Array, *, key: Array, iterations: int = 64
+) -> dict[str, Array]:
+    """The measures of one leaf's weights, each [*stack], without anything remembered.
+
+    Args:
+      spec: of the leaf, without parts.
+      weight: the leaf.
+      key: of the power method's random start.
+      iterations: of it; 64 from a random start left 32 matrices of 256 × 256 and 256 × 704 whose
+        singular values crowd at the top (Gaussian; orthogonal and noise) at most 1.7 % low.
+    """
+    matrices = spec.to_matrices(weight)
+    if spec.role == "hidden":
+        start = jax.random.normal(key, (*matrices.shape[:-2], matrices.shape[-1]), jnp.float32)
+        start = start / euclidean_norm(start, axis=-1)
+        columns = _of_hidden(matrices, largest_singular(matrices, start, iterations=iterations))
+    else:
+        columns = (_of_gain if spec.role == "gain" else _of_table)(matrices)
+    return dict(zip(MEASURES[spec.role], columns, strict=True))
 
 
 def _of_hidden(matrices, singular: Singular) -> list[Array]:

@@ -51,6 +51,7 @@ from teukenjax.errors import UserError, nearest
 from teukenjax.optim.leaf import LeafSpec, Role, Specs, leaf_name, map_leaves
 from teukenjax.optim.observe import KINDS, MEASURES, column_count, observe
 from teukenjax.optim.orthogonalise import euclidean_norm
+from teukenjax.optim.steer import applied_factor
 
 
 class TrackNormsState(NamedTuple):
@@ -117,6 +118,7 @@ def track_norms(
         trees, gamma = [optax.apply_updates(params, updates), updates], None
         if learning_rate is not None:
             gamma = learning_rate(state.done) if callable(learning_rate) else learning_rate
+            gamma = gamma * applied_factor(inner)
             trees.append(_averaged(gradients, inner))
         done, vectors, numbers = state.done + 1, {}, {}
         with jax.named_scope("norms"):

@@ -173,6 +173,13 @@ class ScionConfig(Section):
     iterations: PositiveInt | None = None  # none: as many as the set of coefficients has
     method: Literal["standard", "gram"] = "standard"  # gram is cheaper for oblong matrices
     clip_norm: PositiveFloat | None = None
+    norm_target: PositiveFloat | None = None  # output norm at the end: steers the rate there
+
+    @model_validator(mode="after")
+    def _target_fits(self):
+        if self.norm_target is not None and (self.constrained or self.weight_decay):
+            raise ValueError("norm_target needs constrained=false and weight_decay=0: they shrink")
+        return self
 
     @model_validator(mode="after")
     def _decay_fits(self):

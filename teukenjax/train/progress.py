@@ -42,7 +42,7 @@ class StepProgress:
         if not self.console.is_terminal and (last or now - self._printed > PLAIN_INTERVAL_S):
             self._printed = now
             per_step = (now - self._started) / (row["step"] - self._first)
-            eta = _clock(per_step * (self.steps - row["step"]))
+            eta = clock(per_step * (self.steps - row["step"]))
             self.console.print(f"step {row['step']}/{self.steps} | {_line(row)} | eta {eta}")
 
 
@@ -50,15 +50,17 @@ def _line(row: dict) -> str:
     mfu = "n/a" if row["mfu"] is None else f"{row['mfu']:.1%}"
     return (
         f"loss {row['loss']:.3f} | lr {row['lr']:.2e} | grad {row['grad_norm']:.2f} | "
-        f"{_short(row['tokens_per_s'])} tok/s | mfu {mfu}"
+        f"{short(row['tokens_per_s'])} tok/s | mfu {mfu}"
     )
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
+    """12300 as 12.3k."""
     return f"{number / 1000:.1f}k" if number >= 1000 else f"{number:.0f}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """3723 as 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"

@@ -4,13 +4,15 @@
 deviceless compilation: shapes and placements, no memory.
 """
 
+import copy
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Integer
 
 from teukenjax.kernels.choice import Device, choose_kernels, chosen
 from teukenjax.model import Functional, Model, leaf_spec
@@ -62,16 +64,24 @@ class Program:
         self.placed = Placement.of(self.model, layout)
         trained, _ = self.model.split(self.model.specs)
         self.leaf_specs = jax.tree.map(leaf_spec, trained, is_leaf=_is_spec)
-        self.optimizer: optax.GradientTransformation = build_optimizer(
-            recipe.optimizer,
-            self.learning_rate,
-            self.leaf_specs,
-            recipe.telemetry,
-            shardings=self.placed.moments,
-            update_shardings=self.model.split(self.placed.params)[0],
-            symmetric_matmul=compute.kernels.symmetric_matmul,
-        )
+        self.optimizer = self._optimizer(self.learning_rate)
         self.gradient_start = gradient_start(recipe.optimizer)
+
+    def steered(
+        self,
+        learning_rate: optax.Schedule,
+        wrap: Callable[[optax.GradientTransformation], optax.GradientTransformation],
+    ) -> "Program":
+        """The same program with another learning rate, and its optimizer wrapped.
+
+        Both may hold traced values, so that one compiled step serves many runs.
+        """
+        other = copy.copy(self)
+        for cached in ("shardings", "abstract_state"):  # of the optimizer's old state
+            other.__dict__.pop(cached, None)
+        other.learning_rate = learning_rate
+        other.optimizer = wrap(self._optimizer(learning_rate))
+        return other
 
     @functools.cached_property
     def shardings(self) -> TrainState:
@@ -94,15 +104,27 @@ class Program:
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and placements of the state."""
-        shapes = jax.eval_shape(self._init, jnp.uint32(0))
+        shapes = jax.eval_shape(self.born, jnp.uint32(0))
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings
+        )
+
+    def _optimizer(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        return build_optimizer(
+            self.recipe.optimizer,
+            learning_rate,
+            self.leaf_specs,
+            self.recipe.telemetry,
+            steps=self.recipe.steps,
+            shardings=self.placed.moments,
+            update_shardings=self.model.split(self.placed.params)[0],
+            symmetric_matmul=chosen(self.kernels).symmetric_matmul,
         )
 
     def init(self) -> TrainState:
         """A fresh state, born in its placement."""
         seed = jnp.uint32(self.recipe.seed)
-        return jax.jit(self._init, out_shardings=self.shardings)(seed)
+        return jax.jit(self.born, out_shardings=self.shardings)(seed)
 
     def init_from(self, params: Any) -> TrainState:
         """A state that begins as the model with ``params``, which are on any devices."""
@@ -115,7 +137,8 @@ class Program:
         )
         return start(placed, seed)
 
-    def _init(self, seed) -> TrainState:
+    def born(self, seed: Integer[Array, ""]) -> TrainState:
+        """A fresh state from a seed: ``init``, traced."""
         return self._state(self.model.init(seed))
 
     def _state(self, params) -> TrainState:

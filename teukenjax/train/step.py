@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from teukenjax.flags import compiler_options
+from teukenjax.optim.steer import applied_factor
 from teukenjax.optim.telemetry import packed_norms
 from teukenjax.train.batch import Batch, batch_sharding
 from teukenjax.train.state import Program, TrainState
@@ -16,15 +17,26 @@ Metrics = dict[str, Any]
 
 
 def make_train_step(program: Program) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step ``(state, batch) → (state, metrics)``; state is donated.
+    """``train_step`` jitted, with everything in its placement; state is donated."""
+    return jax.jit(
+        train_step(program),
+        donate_argnums=0,
+        in_shardings=(program.shardings, batch_sharding(program.layout)),
+        out_shardings=(program.shardings, program.layout.replicated()),
+        compiler_options=compiler_options(program.recipe.compute),
+    )
 
-    Metrics are fp32 scalars on the device: loss (nats per
-    token), lr, and the global norms of gradient, update and parameters; besides, under ``norms``,
-    the last observation of ``optim.telemetry``, packed.
+
+def train_step(program: Program) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step ``(state, batch) → (state, metrics)``, a pure function.
+
+    Metrics are fp32 scalars on the device: loss (nats per token), lr, and the global norms of
+    gradient, update and parameters; besides, under ``norms``, the last observation of
+    ``optim.telemetry``, packed.
     """
     model, optimizer = program.model, program.optimizer
 
-    def train_step(state: TrainState, batch: Batch):
+    def step(state: TrainState, batch: Batch):
         """One update from one global batch."""
         trained, frozen = model.split(state.params)
 
@@ -40,7 +52,7 @@ def make_train_step(program: Program) -> Callable[[TrainState, Batch], tuple[Tra
         with jax.named_scope("metrics"):
             metrics = {
                 "loss": loss,
-                "lr": program.learning_rate(state.step),
+                "lr": program.learning_rate(state.step) * applied_factor(opt_state),
                 "grad_norm": optax.tree.norm(grads),
                 "update_norm": optax.tree.norm(updates),
                 "param_norm": optax.tree.norm(params),
@@ -48,13 +60,7 @@ def make_train_step(program: Program) -> Callable[[TrainState, Batch], tuple[Tra
             }
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return jax.jit(
-        train_step,
-        donate_argnums=0,
-        in_shardings=(program.shardings, batch_sharding(program.layout)),
-        out_shardings=(program.shardings, program.layout.replicated()),
-        compiler_options=compiler_options(program.recipe.compute),
-    )
+    return step
 
 
 def accumulate(loss_fn, params, batch: Batch, start, placement):
