@@ -3,6 +3,7 @@
 Imports are inside the verbs so that help and mistakes answer at once, without loading JAX.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import typer
 
 from teukenjax.cli.options import Overrides, RecipeFile, RunPath, console
 from teukenjax.cli.text import data, tokenizer
-from teukenjax.errors import UserError
+from teukenjax.errors import TryAgainError, UserError
 
 app = typer.Typer(
     help="Train multilingual European language models in JAX.",
@@ -32,6 +33,13 @@ def train(
     show: Annotated[
         bool, typer.Option("--print", help="Print the resolved recipe and stop.")
     ] = False,
+    coordinator: Annotated[
+        str | None, typer.Option(help="HOST:PORT of process 0; Slurm and Open MPI need none.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="How many run this command together.")
+    ] = None,
+    process: Annotated[int | None, typer.Option(min=0, help="Which of them this is.")] = None,
 ) -> None:
     """Train what RECIPE describes; a run found in its `out` is resumed."""
     from teukenjax import recipe as recipes
@@ -40,10 +48,15 @@ def train(
     if show:
         print(recipes.to_yaml(resolved), end="")
         return
-    from teukenjax.train.loop import train as run
-    from teukenjax.train.report import print_next
+    from teukenjax.processes import Membership, is_first, joined
 
-    print_next(console(), run(resolved, console()))
+    with joined(Membership(coordinator, processes, process), os.environ):
+        from teukenjax.train.loop import train as run
+        from teukenjax.train.report import print_next
+
+        path = run(resolved, console())
+        if is_first():
+            print_next(console(), path)
 
 
 @app.command()
@@ -186,9 +199,12 @@ def calibrate(
 
 
 def main() -> None:
-    """Runs a verb; a user's mistake is one line and exit code 2."""
+    """Runs a verb; a user's mistake is one line and exit code 2, see ``errors`` for others."""
     try:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except TryAgainError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(error.code)

@@ -4,6 +4,8 @@ What is read is the stream's business and *when* is Grain's. A batch is one elem
 random-access source, so seeking is slicing, and a resumed run starts at its step at once.
 """
 
+from collections.abc import Sequence
+
 import grain
 import numpy as np
 from jaxtyping import Int32
@@ -18,7 +20,7 @@ Batch = dict[str, Int32[np.ndarray, "rows _"]]
 
 
 def batches(
-    stream: Stream, *, batch_size: int, first_step: int, rows: range
+    stream: Stream, *, batch_size: int, first_step: int, rows: Sequence[int]
 ) -> grain.DatasetIterator[Batch]:
     """Batches from step ``first_step`` to the end of the stream; samples stacked.
 
@@ -44,7 +46,7 @@ def batches(
 class _Steps:
     """A Grain source: step → this host's rows of its batch."""
 
-    def __init__(self, stream: Stream, batch_size: int, rows: range):
+    def __init__(self, stream: Stream, batch_size: int, rows: Sequence[int]):
         self._stream = stream
         self._batch_size = batch_size
         self._rows = rows

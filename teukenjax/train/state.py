@@ -13,7 +13,8 @@ import optax
 from jaxtyping import Array, Int
 
 from teukenjax.model import Functional, leaf_spec
-from teukenjax.optim.build import build_optimizer, gradient_start
+from teukenjax.optim.build import build_optimizer, gradient_start, is_light
+from teukenjax.optim.guard import guard
 from teukenjax.optim.schedules import schedule
 from teukenjax.recipe import Recipe
 from teukenjax.run import concrete
@@ -55,13 +56,18 @@ class Program:
         )
         self.placed = Placement.of(self.model, layout)
         self.leaf_specs = jax.tree.map(leaf_spec, self.model.specs, is_leaf=_is_spec)
-        self.optimizer: optax.GradientTransformation = build_optimizer(
+        optimizer = build_optimizer(
             recipe.optimizer,
             self.learning_rate,
             self.leaf_specs,
             recipe.telemetry,
             shardings=self.placed.moments,
             update_shardings=self.placed.params,
+        )
+        self.optimizer: optax.GradientTransformationExtraArgs = guard(
+            optimizer,
+            z=None if recipe.guard.spikes == "ignore" else recipe.guard.z,
+            light=is_light(recipe.optimizer),
         )
         self.gradient_start = gradient_start(recipe.optimizer)
 

@@ -20,7 +20,7 @@ def make_train_step(program: Program) -> Callable[[TrainState, Array], tuple[Tra
 
     A is the number of micro-batches. Metrics are fp32 scalars on the device: loss (nats per
     token), lr, and the global norms of gradient, update and parameters; besides, under ``norms``,
-    the last observation of ``optim.telemetry``, packed.
+    the last observation of ``optim.telemetry``, packed, and the ``verdict`` of ``optim.guard``.
     """
     model, optimizer = program.model, program.optimizer
 
@@ -34,7 +34,7 @@ def make_train_step(program: Program) -> Callable[[TrainState, Array], tuple[Tra
         start = program.gradient_start(state.opt_state, state.params)
         loss, grads = accumulate(loss_fn, state.params, tokens, start, program.placed.gradients)
         with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=loss)
             params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
@@ -43,6 +43,7 @@ def make_train_step(program: Program) -> Callable[[TrainState, Array], tuple[Tra
             "update_norm": optax.tree.norm(updates),
             "param_norm": optax.tree.norm(params),
             "norms": packed_norms(opt_state),
+            "verdict": opt_state.verdict,
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
