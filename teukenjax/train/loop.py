@@ -39,7 +39,7 @@ from teukenjax.train.preemption import Preemption
 from teukenjax.train.progress import StepProgress
 from teukenjax.train.replicas import ReplicaCheck, describe
 from teukenjax.train.report import print_evaluations
-from teukenjax.train.resume import restore_newest
+from teukenjax.train.resume import Restored, restore_newest
 from teukenjax.train.state import Program, TrainState
 from teukenjax.train.step import Metrics, batch_sharding, make_train_step
 from teukenjax.train.watch import Watch
@@ -118,7 +118,10 @@ class Run:
         with self.goodput.spent_on("restore"):
             self.checkpoints.wait()
             restored = restore_newest(self.checkpoints, self.program.abstract_state, self.console)
-            state, step, about = restored or (self.program.init(), 0, None)
+        if restored is None:
+            with self.goodput.spent_on("compile"):
+                restored = Restored(self.program.init(), 0, None)
+        state, step, about = restored
         if rewinding:
             self.guard.moved_back(step)
             self.console.print(f"back at step {step}; the data goes on", highlight=False)
@@ -172,7 +175,7 @@ class Run:
     @functools.cached_property
     def _compiled(self):
         """The step, compiled for its shapes before the clock starts."""
-        self.watch.doing("compiling")
+        self.watch.doing("compiling", patience=4)
         recipe, start = self.recipe, time.perf_counter()
         parts = recipe.batch.accumulation
         shape = (parts, recipe.batch.sequences // parts, recipe.model.context + 1)

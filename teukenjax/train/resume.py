@@ -9,11 +9,11 @@ from teukenjax.errors import UserError
 
 
 class Restored(NamedTuple):
-    """A checkpoint, read."""
+    """Where a run goes on."""
 
     state: Any
     step: int
-    about: dict[str, Any]
+    about: dict[str, Any] | None  # none: from nothing
 
 
 def restore_newest(checkpoints: Checkpoints, abstract: Any, console: Console) -> Restored | None:

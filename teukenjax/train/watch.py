@@ -34,7 +34,8 @@ class Watch:
     def __init__(self, *, limit_s: float):
         """Args: how long one thing may take."""
         self._limit_s = limit_s
-        self._what, self._busy_s, self._beats = "starting", 0.0, 0
+        self._beats = 0
+        self.doing("starting")
         self._ended = threading.Event()
 
     def __enter__(self) -> "Watch":
@@ -48,9 +49,9 @@ class Watch:
         if processes.client() is not None and _came_from_outside(error):
             raise TryAgainError(f"{self._what}: {_fault()}: {_first_line(error)}", LOST) from None
 
-    def doing(self, what: str) -> None:
-        """The main thread begins with ``what``, such as "step 12"."""
-        self._what, self._busy_s = what, 0.0
+    def doing(self, what: str, *, patience: int = 1) -> None:
+        """The main thread begins with ``what``, such as "step 12"; it has ``patience`` limits."""
+        self._what, self._busy_s, self._patience = what, 0.0, patience
 
     def _count(self) -> None:
         last = time.monotonic()
@@ -58,7 +59,7 @@ class Watch:
             now = time.monotonic()
             self._busy_s += min(now - last, 2 * TICK_S)
             last = now
-            if self._busy_s > self._limit_s:
+            if self._busy_s > self._limit_s * self._patience:
                 self._end()
 
     def _pulse(self) -> None:
@@ -72,8 +73,9 @@ class Watch:
     def _end(self) -> None:
         """The main thread may be deep in a collective: nothing but this ends it."""
         what, fault = self._what, _fault()
-        processes.leave(f"stopped: {what} took over {self._limit_s:g} s; {fault}", LOST)
-        os._exit(LOST)
+        if self._what == what:  # it may have come back while the others were asked
+            processes.leave(f"stopped: {what} takes over {self._limit_s:g} s; {fault}", LOST)
+            os._exit(LOST)
 
 
 def _came_from_outside(error: BaseException | None) -> bool:
