@@ -175,7 +175,7 @@ class Run:
     @functools.cached_property
     def _compiled(self):
         """The step, compiled for its shapes before the clock starts."""
-        self.watch.doing("compiling", patience=4)
+        self.watch.doing("compiling", patience=4.0)
         recipe, start = self.recipe, time.perf_counter()
         parts = recipe.batch.accumulation
         shape = (parts, recipe.batch.sequences // parts, recipe.model.context + 1)

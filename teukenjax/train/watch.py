@@ -9,6 +9,7 @@ clock was set, has not been hanging.
 """
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -45,11 +46,14 @@ class Watch:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        self._ended.set()
-        if processes.client() is not None and _came_from_outside(error):
-            raise TryAgainError(f"{self._what}: {_fault()}: {_first_line(error)}", LOST) from None
+        what, self._patience = self._what, math.inf
+        try:
+            if processes.client() is not None and _came_from_outside(error):
+                raise TryAgainError(f"{what}: {_fault()} ({_first_line(error)})", LOST) from None
+        finally:
+            self._ended.set()
 
-    def doing(self, what: str, *, patience: int = 1) -> None:
+    def doing(self, what: str, *, patience: float = 1.0) -> None:
         """The main thread begins with ``what``, such as "step 12"; it has ``patience`` limits."""
         self._what, self._busy_s, self._patience = what, 0.0, patience
 
@@ -102,7 +106,8 @@ def _silent() -> str:
         after = _pulses()
     except jax.errors.JaxRuntimeError:
         return NO_ANSWER
-    still = [i for i in range(jax.process_count()) if after.get(i) == before.get(i)]
+    others = [i for i in range(jax.process_count()) if i != jax.process_index()]
+    still = [i for i in others if after.get(i) == before.get(i)]
     if still:
         names = ", ".join(processes.title(i) for i in still)
         last = after.get(still[0], "0 starting").split(" ", 1)[1]
