@@ -38,7 +38,7 @@ class MetricsLog:
         )
         for tag, value in (*plain, *norm_scalars(row)):
             if tag != "train/step" and value is not None:
-                self._events.add_scalar(tag, value, row["step"])
+                self._events.add_scalar(tag, float(value), row["step"])
 
     def write_scores(self, step: int, scores: dict) -> None:
         """Bits per byte of each language as events."""
