@@ -211,11 +211,17 @@ def leave(message: str, code: int) -> None:
     print(message, file=sys.stderr, flush=True)
     if client() is None:
         return
-    with suppress(jax.errors.JaxRuntimeError):  # another one was first, or process 0 is gone
-        client().key_value_set("left", f"{code} {title(jax.process_index())}: {message}")
-        time.sleep(LEAVE_S)
+    words = f"{code} process {jax.process_index()} ({socket.gethostname()}): {message}"
+    telling = threading.Thread(target=_tell, args=(words,), daemon=True)
+    telling.start()  # in a thread, as process 0 may not answer any more
+    time.sleep(LEAVE_S)
     # The ordinary way waits for all processes, and for collectives that will never end.
     os._exit(code)
+
+
+def _tell(words: str) -> None:
+    with suppress(jax.errors.JaxRuntimeError):  # another one was first, or process 0 is gone
+        client().key_value_set("left", words)
 
 
 def _listen() -> None:

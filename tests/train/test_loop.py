@@ -47,9 +47,7 @@ def test_a_run_leaves_what_scripts_rely_on(make_recipe):
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(make_recipe, console):
     optimizer = ADAMW | {"learning_rate": 1e30, "clip_norm": None}
-    recipe = make_recipe(
-        steps=8, optimizer=optimizer, checkpoint={"every": 1}, guard={"limit": 3}
-    )
+    recipe = make_recipe(steps=8, optimizer=optimizer, checkpoint={"every": 1}, guard={"limit": 3})
     run = Run(recipe, console)
     with pytest.raises(UserError, match=r"loss is nan at step \d .*lower optimizer.learning_rate"):
         run.train()
