@@ -28,7 +28,7 @@ def store(tmp_path_factory):
     from teukenjax.data.prepare import SAMPLE, prepare
 
     out = tmp_path_factory.mktemp("faults") / "store"
-    return prepare(SAMPLE / "en.txt", out, train_tokenizer=400, progress=False)
+    return prepare(SAMPLE / "en.txt", out, train_tokenizer=640, progress=False)
 
 
 @pytest.fixture(scope="session")
