@@ -148,8 +148,6 @@ MISTAKES = {
     "cudnn on a cpu": (["train", "{recipe}", "compute.attention=cudnn"], "cannot run"),
     "processes that do not divide": (["data", "fingerprint", "{recipe}", "--processes", "3"],
                                      "processes=3: batch.sequences=8 is not a multiple"),
-    "packing that attention lacks": (["train", "{recipe}", "data.packing=best_fit"],
-                                     "attention does not take segments yet"),
     "no such tokenizer": (["tokenizer", "report", "{tmp}/t.model"], "t.model: cannot be read"),
     "mixture of another text": (["tokenizer", "train", "configs/mixtures/eu24-balanced.yaml",
                                  "--data", "{tmp}/empty", "--vocab-size", "600", "--out",

@@ -10,6 +10,7 @@ import pytest
 
 from teukenjax.data.store import TokenStore
 from teukenjax.sharding import make_layout
+from teukenjax.train.batch import Batch
 from teukenjax.train.loop import resolve
 from teukenjax.train.state import Program
 from teukenjax.train.step import make_train_step
@@ -58,7 +59,7 @@ def test_width_transfer_trains_as_the_train_step_does(sweep, optimizer):
 
     state, train_step, losses = program.init(), make_train_step(program), []
     for batch in tokens:
-        state, metrics = train_step(state, batch[None])
+        state, metrics = train_step(state, Batch(batch[None]))
         losses.append(float(metrics["loss"]))
     np.testing.assert_allclose(curves[0], losses, rtol=1e-4)
     assert abs(float(curves[1, -1]) - losses[-1]) > 1e-4

@@ -207,5 +207,6 @@ def concrete(recipe: Recipe, platform: str) -> ComputeConfig:
         dtype=recipe.compute.dtype,
         head_dim=recipe.model.head_dim,
         platform=platform,
+        segments=recipe.data.segmented,
     )
     return recipe.compute.model_copy(update={"attention": chosen})

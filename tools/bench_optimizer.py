@@ -30,8 +30,9 @@ from teukenjax.optim.build import is_light
 from teukenjax.optim.guard import guard
 from teukenjax.recipe import load
 from teukenjax.sharding import make_layout
+from teukenjax.train.batch import Batch, place_batch
 from teukenjax.train.state import Program
-from teukenjax.train.step import accumulate, batch_sharding
+from teukenjax.train.step import accumulate
 
 GIB = 2**30
 OPTIMIZERS = {
@@ -153,27 +154,27 @@ def time_micro_batch(program: Program, sequences: int, repeats: int) -> float:
     """Seconds per token and device of forward and backward: what two micro-batches add."""
     model, layout, context = program.model, program.layout, program.recipe.model.context
 
-    def loss_fn(params, tokens):
-        weights = jnp.ones((tokens.shape[0], context), jnp.float32)
-        return model.bind(params).loss(tokens, weights)[0] / weights.size
+    def loss_fn(params, batch: Batch):
+        return model.bind(params).loss(*batch)[0]
 
     @functools.partial(jax.jit, out_shardings=(None, program.placed.gradients))
-    def gradients(params, tokens):
+    def gradients(params, batch: Batch):
         start = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-        return accumulate(loss_fn, params, tokens, start, program.placed.gradients)
+        batch = batch.normalised()
+        return accumulate(loss_fn, params, batch, start, program.placed.gradients)
 
     seed = jnp.uint32(0)
     params = jax.jit(model.init, out_shardings=program.placed.params)(seed)
     medians, size = [], sequences * layout.batch_shards
     for parts in (1, 3):
-        shape = (parts, size, context + 1)
+        shape = (parts * size, context + 1)
         drawn = np.random.default_rng(0).integers(
             model.config.vocab_size, size=shape, dtype=np.int32
         )
-        tokens, times = jax.device_put(drawn, batch_sharding(layout)), []
+        batch, times = place_batch({"tokens": drawn}, parts, layout), []
         for _ in range(repeats + 1):
             start = time.perf_counter()
-            jax.block_until_ready(gradients(params, tokens))
+            jax.block_until_ready(gradients(params, batch))
             times.append(time.perf_counter() - start)
         medians.append(statistics.median(times[1:]))
     del params

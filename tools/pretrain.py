@@ -16,9 +16,10 @@ from teukenjax.data.prepare import open_store
 from teukenjax.data.stream import Stream
 from teukenjax.recipe import load
 from teukenjax.sharding import make_layout
+from teukenjax.train.batch import place_batch
 from teukenjax.train.loop import resolve
 from teukenjax.train.state import Program
-from teukenjax.train.step import batch_sharding, make_train_step
+from teukenjax.train.step import make_train_step
 
 
 def main(path: str, *overrides: str) -> None:
@@ -34,14 +35,13 @@ def main(path: str, *overrides: str) -> None:
     train_step = make_train_step(program)
 
     # Which tokens come when is a pure function of the seed and the row.
-    model, batch = recipe.model, recipe.batch
+    batch = recipe.batch
     stream = Stream.of(recipe, store)
     rows = range(batch.sequences)
     loaded = batches(stream, batch_size=batch.sequences, first_step=0, rows=rows)
 
-    for step, loaded_batch in zip(range(recipe.steps), loaded, strict=False):
-        parts = loaded_batch["tokens"].reshape(batch.accumulation, -1, model.context + 1)
-        placed = jax.device_put(parts, batch_sharding(layout))
+    for step, sample in zip(range(recipe.steps), loaded, strict=False):
+        placed = place_batch(sample, batch.accumulation, layout)
         state, metrics = train_step(state, placed)
         if step % 10 == 0 or step + 1 == recipe.steps:
             print(f"step {step + 1}: loss {float(metrics['loss']):.3f}")

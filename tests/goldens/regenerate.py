@@ -24,8 +24,9 @@ from teukenjax.recipe import (
     validate,
 )
 from teukenjax.sharding import STRATEGIES, abstract_layout, make_layout, tree_shardings
+from teukenjax.train.batch import Batch, batch_sharding
 from teukenjax.train.state import Program
-from teukenjax.train.step import batch_sharding, make_train_step
+from teukenjax.train.step import make_train_step
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent.parent / "configs"
@@ -114,7 +115,7 @@ def losses(optimizer: str) -> list[float]:
     program = Program(recipe, layout, platform="cpu")
     step, state, curve = make_train_step(program), program.init(), []
     for tokens in _batches():
-        state, metrics = step(state, jax.device_put(tokens, batch_sharding(layout)))
+        state, metrics = step(state, jax.device_put(Batch(tokens), batch_sharding(layout)))
         curve.append(float(metrics["loss"]))
     return curve
 

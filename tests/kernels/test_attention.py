@@ -26,16 +26,19 @@ def random_qkv(seed, heads, *, B=2, S=9, N=8):
     return tuple(rng.standard_normal((B, S, n, N), dtype=np.float32) for n in (H, K, K))
 
 
-def oracle(q, k, v):
+def oracle(q, k, v, segments=None):
     """One query at a time, in float64."""
+    if segments is None:
+        segments = np.ones(q.shape[:2], np.int32)
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
     B, S, H, N = q.shape
     out = np.zeros_like(q)
     for b, s, h in np.ndindex(B, S, H):
         shared = h // (H // k.shape[2])
-        scores = k[b, : s + 1, shared] @ q[b, s, h] / np.sqrt(N)
+        seen = np.flatnonzero(segments[b, : s + 1] == segments[b, s])
+        scores = k[b, seen, shared] @ q[b, s, h] / np.sqrt(N)
         weights = np.exp(scores - scores.max())
-        out[b, s, h] = weights @ v[b, : s + 1, shared] / weights.sum()
+        out[b, s, h] = weights @ v[b, seen, shared] / weights.sum()
     return out
 
 
@@ -45,6 +48,15 @@ def test_xla_and_reference_are_the_oracle(heads):
     expected = oracle(q, k, v)
     np.testing.assert_allclose(xla(q, k, v), expected, **FP32)
     np.testing.assert_allclose(reference(q, k, v), expected, **FP32)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_position_sees_its_own_segment_only(heads):
+    q, k, v = random_qkv(7, heads)
+    segments = np.array([[1, 1, 1, 2, 3, 3, 3, 0, 0], [4] * 9], np.int32)
+    expected = oracle(q, k, v, segments)
+    np.testing.assert_allclose(xla(q, k, v, segments), expected, **FP32)
+    np.testing.assert_allclose(reference(q, k, v, segments), expected, **FP32)
 
 
 def test_gradients_of_xla_are_those_of_the_reference():

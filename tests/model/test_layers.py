@@ -52,7 +52,7 @@ def test_rms_norm_rounds_to_bfloat16_once_and_after_the_gain():
 
 
 def rotate(x: np.ndarray, positions: np.ndarray, theta: float = 10_000.0) -> np.ndarray:
-    rope = rope_angles(jnp.asarray(positions), head_dim=x.shape[-1], theta=theta)
+    rope = rope_angles(jnp.asarray(positions)[None], head_dim=x.shape[-1], theta=theta)
     return np.asarray(apply_rope(jnp.asarray(x), rope))
 
 
@@ -88,11 +88,11 @@ def test_rope_makes_scores_depend_on_relative_position_only():
 def test_rope_angles_at_the_last_position_are_exact_in_float32():
     """The public training code's bf16 angles are off by up to 2 here."""
     positions = np.array([1, 769, 4094, 4095])
-    cos, sin = rope_angles(jnp.asarray(positions), head_dim=128, theta=10_000.0)
+    cos, sin = rope_angles(jnp.asarray(positions)[None], head_dim=128, theta=10_000.0)
     angles = positions[:, None] * 10_000.0 ** (-np.arange(0, 128, 2) / 128)
     tolerance = 4095 * 2**-22  # the angle's last bits: of the frequency, and of the product
-    np.testing.assert_allclose(cos, np.cos(angles), rtol=0, atol=tolerance)
-    np.testing.assert_allclose(sin, np.sin(angles), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(cos[0], np.cos(angles), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(sin[0], np.sin(angles), rtol=0, atol=tolerance)
 
 
 def looked_up(layout, dtype="float32"):

@@ -104,9 +104,9 @@ def batch_of(config, rows: int = 8):
     return tokens, jnp.asarray(weights)
 
 
-def loss_and_gradient(model, params, tokens, weights):
+def loss_and_gradient(model, params, *batch):
     def loss(params):
-        return model.bind(params).loss(tokens, weights)
+        return model.bind(params).loss(*batch)
 
     (total, _), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     return np.asarray(total), jax.tree.map(np.asarray, gradient)
@@ -193,6 +193,26 @@ def test_remat_and_unroll_change_no_gradient(compute):
 def plain_result():
     config = tiny_config()
     return loss_and_gradient(model_of(config), random_params(config), *batch_of(config, 2))
+
+
+def test_packed_documents_have_the_loss_and_gradient_that_they_have_alone():
+    config, params = tiny_config(), random_params(tiny_config())
+    model = model_of(config)
+    tokens, weights = batch_of(config, 1)
+    lengths = (5, 4, 3)
+    segments = jnp.asarray(np.repeat([1, 2, 3], lengths)[None].astype(np.int32))
+    positions = jnp.asarray(np.concatenate([np.arange(n) for n in lengths])[None].astype(np.int32))
+    packed = loss_and_gradient(model, params, tokens, weights, segments, positions)
+    starts = np.cumsum((0, *lengths[:-1]))
+    alone = [
+        loss_and_gradient(model, params, tokens[:, a : a + n + 1], weights[:, a : a + n])
+        for a, n in zip(starts, lengths, strict=True)
+    ]
+    np.testing.assert_allclose(packed[0], sum(total for total, _ in alone), rtol=1e-5)
+    summed = jax.tree.map(lambda *parts: sum(parts), *(gradient for _, gradient in alone))
+    assert_same_gradient(packed[1], summed, 1e-4)
+    plain = loss_and_gradient(model, params, tokens, weights)
+    assert abs(plain[0] - packed[0]) > 1e-3
 
 
 def test_remat_policies_hold_what_they_name_and_nothing_else():

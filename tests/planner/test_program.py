@@ -1,7 +1,5 @@
 """Reading compiled programs: notations by example, counts by a program whose counts are known."""
 
-import jax
-import numpy as np
 import pytest
 
 from tests.tiny import MESHES
@@ -9,8 +7,9 @@ from teukenjax.planner.plans import Plans
 from teukenjax.planner.program import Collective, collectives, product_flops
 from teukenjax.planner.step_time import step_time
 from teukenjax.sharding import make_layout
+from teukenjax.train.batch import abstract_batch
 from teukenjax.train.state import Program
-from teukenjax.train.step import batch_sharding, make_train_step
+from teukenjax.train.step import make_train_step
 
 WRAPPED = """HloModule step
 %body (p: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {{
@@ -75,10 +74,8 @@ def test_attention_counts_half_of_a_causal_square():
 def compiled_text(recipe) -> str:
     """Our step on eight fake devices, by the CPU's compiler."""
     program = Program(recipe, make_layout(recipe.sharding), platform="cpu")
-    parts, context = recipe.batch.accumulation, recipe.model.context
-    shape = (parts, recipe.batch.sequences // parts, context + 1)
-    tokens = jax.ShapeDtypeStruct(shape, np.int32, sharding=batch_sharding(program.layout))
-    return make_train_step(program).lower(program.abstract_state, tokens).compile().as_text()
+    batch = abstract_batch(recipe, program.layout)
+    return make_train_step(program).lower(program.abstract_state, batch).compile().as_text()
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

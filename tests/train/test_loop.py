@@ -17,6 +17,14 @@ from teukenjax.train.metrics import read_metrics
 ADAMW = {"name": "adamw", "learning_rate": 1e-2}
 
 
+def test_documents_that_are_packed_whole_are_trained_on(make_recipe, store, console):
+    data = {"store": str(store.path), "packing": "best_fit"}
+    path = train(make_recipe(steps=3, optimizer=ADAMW, data=data), console)
+    losses = [row["loss"] for row in read_metrics(path / "metrics.jsonl")]
+    assert losses[0] == pytest.approx(math.log(900), rel=0.02)
+    assert losses[2] < losses[0]
+
+
 def test_a_run_leaves_what_scripts_rely_on(make_recipe):
     screen = io.StringIO()
     recipe = make_recipe(

@@ -13,11 +13,12 @@ from test_step import ADAMW
 from teukenjax.errors import UserError
 from teukenjax.optim import LeafSpec
 from teukenjax.sharding import make_layout
+from teukenjax.train.batch import abstract_batch
 from teukenjax.train.loop import Run
 from teukenjax.train.metrics import read_metrics
 from teukenjax.train.norms import norm_columns, norm_scalars
 from teukenjax.train.state import Program
-from teukenjax.train.step import batch_sharding, make_train_step
+from teukenjax.train.step import make_train_step
 
 EVERY_THIRD = {"every": 3}
 ONE_PROGRAM = [{"shape": "constant", "steps": 1}]  # however many steps there are: compiled once
@@ -89,8 +90,8 @@ def collectives(make_recipe, every) -> list[int]:
     """The entries of everything that the compiled step sends, under fsdp."""
     recipe = make_recipe(optimizer=ADAMW, sharding={"strategy": "fsdp"}, telemetry={"every": every})
     program = Program(recipe, make_layout(recipe.sharding), platform="cpu")
-    tokens = jax.ShapeDtypeStruct((2, 8, 33), np.int32, sharding=batch_sharding(program.layout))
-    text = make_train_step(program).lower(program.abstract_state, tokens).compile().as_text()
+    batch = abstract_batch(program.recipe, program.layout)
+    text = make_train_step(program).lower(program.abstract_state, batch).compile().as_text()
     kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
     shapes = re.findall(rf"= \w+\[([\d,]*)\]\S* (?:{kinds})(?:-start)?\(", text)
     return sorted(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes)

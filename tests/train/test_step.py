@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from teukenjax.sharding import make_layout
+from teukenjax.train.batch import abstract_batch, place_batch
 from teukenjax.train.state import Program
-from teukenjax.train.step import batch_sharding, make_train_step
+from teukenjax.train.step import make_train_step
 
 ADAMW = {"name": "adamw", "learning_rate": 1e-2}
 # The mean over micro-batches is taken in another order than the mean over the batch.
@@ -22,9 +23,7 @@ def program_of(recipe, devices=None) -> Program:
 
 def one_step(recipe, tokens):
     program = program_of(recipe)
-    parts = recipe.batch.accumulation
-    batch = tokens.reshape(parts, -1, tokens.shape[-1])
-    placed = jax.device_put(batch, batch_sharding(program.layout))
+    placed = place_batch({"tokens": tokens}, recipe.batch.accumulation, program.layout)
     return make_train_step(program)(program.init(), placed)
 
 
@@ -45,6 +44,25 @@ def test_accumulation_does_not_change_the_step(make_recipe, tokens):
         np.testing.assert_allclose(a, b, rtol=RTOL, atol=RTOL * np.abs(a).max())
 
 
+def test_a_masked_target_is_no_part_of_the_loss_or_its_mean(make_recipe, tokens):
+    recipe = make_recipe(optimizer=ADAMW, batch={"sequences": 32, "accumulation": 2})
+    program = program_of(recipe)
+    rng = np.random.default_rng(5)
+    weights = (rng.random((32, 32)) < 0.3).astype(np.float32)
+    weights[:16] *= rng.random((16, 1)) < 0.5  # the first micro-batch has fewer targets
+    step, grads, losses = make_train_step(program), [], []
+    for scale in (1, 3):
+        sample = {"tokens": tokens, "weights": scale * weights}
+        _, metrics = step(program.init(), place_batch(sample, 2, program.layout))
+        grads.append(float(metrics["grad_norm"]))
+        losses.append(float(metrics["loss"]))
+    np.testing.assert_allclose(*losses, rtol=RTOL)
+    np.testing.assert_allclose(*grads, rtol=RTOL)
+    params = jax.device_get(program.init().params)
+    each = jax.jit(lambda p, t, w: program.model.bind(p).loss(t, w)[1])(params, tokens, weights)
+    np.testing.assert_allclose(losses[0], (each * weights).sum() / weights.sum(), rtol=RTOL)
+
+
 def test_weights_and_moments_stay_fp32_under_bf16_compute(make_recipe, tokens):
     recipe = make_recipe(compute={"dtype": "bfloat16", "head_chunk": 16})
     state, metrics = one_step(recipe, tokens)
@@ -63,8 +81,8 @@ def test_metrics_are_of_the_step_just_done(make_recipe, tokens):
 def collectives(strategy: dict, make_recipe) -> list[str]:
     """The lines of the compiled program that communicate."""
     program = program_of(make_recipe(sharding=strategy, optimizer=ADAMW))
-    tokens = jax.ShapeDtypeStruct((2, 8, 33), np.int32, sharding=batch_sharding(program.layout))
-    text = make_train_step(program).lower(program.abstract_state, tokens).compile().as_text()
+    batch = abstract_batch(program.recipe, program.layout)
+    text = make_train_step(program).lower(program.abstract_state, batch).compile().as_text()
     return re.findall(r"= (\S+) (?:all-gather|all-reduce|reduce-scatter|all-to-all)\(", text)
 
 
@@ -77,8 +95,8 @@ def test_fsdp_never_gathers_the_vocabulary(make_recipe):
 
 def test_ddp_gathers_no_weight(make_recipe):
     program = program_of(make_recipe(sharding={"strategy": "ddp"}, optimizer=ADAMW))
-    tokens = jax.ShapeDtypeStruct((2, 8, 33), np.int32, sharding=batch_sharding(program.layout))
-    text = make_train_step(program).lower(program.abstract_state, tokens).compile().as_text()
+    batch = abstract_batch(program.recipe, program.layout)
+    text = make_train_step(program).lower(program.abstract_state, batch).compile().as_text()
     assert "all-reduce" in text
     assert "all-gather" not in text
 
@@ -104,7 +122,7 @@ def test_the_light_form_takes_the_same_steps_without_an_accumulator(make_recipe,
         scion = {"name": "scion", "learning_rate": 2e-4, "momentum": 0.5, "light": light}
         recipe = make_recipe(optimizer=scion | {"epsilon": 1e-20}, batch={"sequences": 32})
         program = program_of(recipe)
-        placed = jax.device_put(tokens[None], batch_sharding(program.layout))
+        placed = place_batch({"tokens": tokens}, 1, program.layout)
         state = program.init()
         step = make_train_step(program).lower(state, placed).compile()
         temporary.append(step.memory_analysis().temp_size_in_bytes)

@@ -8,8 +8,9 @@ from tiny import OTHER_MESH_RTOL
 from teukenjax.data.stream import Stream
 from teukenjax.recipe import DataConfig
 from teukenjax.sharding import make_layout
+from teukenjax.train.batch import Batch, batch_sharding
 from teukenjax.train.state import Program
-from teukenjax.train.step import batch_sharding, make_train_step
+from teukenjax.train.step import make_train_step
 
 STEPS = 5
 LEARNING_RATE = {"scion": 2e-4, "adamw": 3e-3}
@@ -35,7 +36,7 @@ def losses(recipe, tokens, devices) -> list[float]:
     program = Program(recipe, layout, platform="cpu")
     step, state, curve = make_train_step(program), program.init(), []
     for batch in tokens:
-        state, metrics = step(state, jax.device_put(batch, batch_sharding(layout)))
+        state, metrics = step(state, jax.device_put(Batch(batch), batch_sharding(layout)))
         curve.append((metrics["loss"], metrics["grad_norm"], metrics["param_norm"]))
     placed = jax.tree.map(lambda x: x.sharding, state)
     assert jax.tree.all(

@@ -56,21 +56,24 @@ def rms_norm(
 
 
 def rope_angles(
-    positions: Int[Array, " S"], *, head_dim: int, theta: float
-) -> tuple[Float[Array, "S half"], Float[Array, "S half"]]:
+    positions: Int[Array, "B S"], *, head_dim: int, theta: float
+) -> tuple[Float[Array, "B S half"], Float[Array, "B S half"]]:
     """cos and sin of position · theta^(−2i/N), exact in fp32.
 
     Teuken's public training code rounded frequencies and positions to bf16, which leaves 769
     distinct positions out of 4096; inference code uses fp32 angles, and so do we.
     """
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions.astype(jnp.float32)[:, None] * frequencies[None]
+    angles = positions.astype(jnp.float32)[..., None] * frequencies[None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def apply_rope(x: Float[Array, "B S H N"], rope: tuple[Array, Array]) -> Float[Array, "B S H N"]:
-    """Rotates dimension i with dimension i + N/2 (the half-split convention of Llama)."""
-    cos, sin = (angle[None, :, None, :] for angle in rope)
+    """Rotates dimension i with dimension i + N/2 (the half-split convention of Llama).
+
+    ``rope``: cos and sin of ``rope_angles``, of B sequences or of one for all.
+    """
+    cos, sin = (angle[:, :, None, :] for angle in rope)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
@@ -170,12 +173,13 @@ class Attention(Linear):
         self.value = weight(init, (D, K, N), shared, rngs)
         self.output = weight(residual_init, (H, N, D), output, rngs)
 
-    def __call__(self, x, rope, cache: KeyValue | None = None, start: Array | None = None):
+    def __call__(self, x, rope, segments=None, cache: KeyValue | None = None, start=None):
         """Attends over the sequence, or over a cache that it extends at ``start``.
 
         Args:
           x: [B, S, D].
           rope: cos and sin for the S positions.
+          segments: [B, S]; attention stays inside equal numbers. None: one segment.
           cache: keys and values [B, C, K, N] of earlier positions; none in training.
           start: position of x's first token in the cache.
 
@@ -187,7 +191,7 @@ class Attention(Linear):
         v = self.inner_norm(self.product("bsd,dkn->bskn", x, self.value))
         q, k, v = (name(x, "qkv") for x in (apply_rope(q, rope), apply_rope(k, rope), v))
         if cache is None:
-            mixed = attention(q, k, v, implementation=self.compute.attention)
+            mixed = attention(q, k, v, segments, implementation=self.compute.attention)
         else:
             cache = tuple(
                 lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
@@ -229,10 +233,10 @@ class Block(nnx.Module):
         self.mlp_norm = Norm(config, rngs=rngs)
         self.mlp = MLP(config, compute, layout, **inits)
 
-    def __call__(self, x, rope, cache: KeyValue | None = None, start: Array | None = None):
+    def __call__(self, x, rope, segments=None, cache: KeyValue | None = None, start=None):
         """One layer; arguments and results as ``Attention``."""
         with jax.named_scope("attention"):
-            mixed, cache = self.attention(self.attention_norm(x), rope, cache, start)
+            mixed, cache = self.attention(self.attention_norm(x), rope, segments, cache, start)
             x = name(self.layout.constrain_batch(x + mixed), "middle")
         with jax.named_scope("mlp"):
             x = self.layout.constrain_batch(x + self.mlp(self.mlp_norm(x)))

@@ -62,18 +62,36 @@ class Teuken(nnx.Module):
         """The head, fp32 [V, D]."""
         return (self.embed if self.config.tied else self.head).table[...]
 
-    def hidden(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
-        """Final hidden states, normalised, in the compute dtype."""
+    def hidden(
+        self,
+        tokens: Int[Array, "B S"],
+        segments: Int[Array, "B S"] | None = None,
+        positions: Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B S D"]:
+        """Final hidden states, normalised, in the compute dtype.
+
+        Args:
+          tokens: ids.
+          segments: attention stays inside equal numbers, which stand together; none: all one.
+          positions: of the tokens, for RoPE; none: 0 … S − 1.
+        """
         x = self._embed(tokens)
-        rope = self._rope(jnp.arange(tokens.shape[1]))
-        x, _ = self._run(lambda block, x, _: (block(x, rope)[0], None), x, None)
+        rope = self._rope(jnp.arange(tokens.shape[1])[None] if positions is None else positions)
+        x, _ = self._run(lambda block, x, _: (block(x, rope, segments)[0], None), x, None)
         return self.final_norm(x)
 
     def loss(
-        self, tokens: Int[Array, "B S1"], weights: Float[Array, "B S"]
+        self,
+        tokens: Int[Array, "B S1"],
+        weights: Float[Array, "B S"],
+        segments: Int[Array, "B S"] | None = None,
+        positions: Int[Array, "B S"] | None = None,
     ) -> tuple[Float[Array, ""], Float[Array, "B S"]]:
-        """Σ weight · next-token loss in nats over a batch (S1 = S + 1), and that of each token."""
-        hidden = self.hidden(tokens[:, :-1])
+        """Σ weight · next-token loss in nats over a batch (S1 = S + 1), and that of each token.
+
+        ``segments`` and ``positions`` are of the inputs, as ``hidden`` takes them.
+        """
+        hidden = self.hidden(tokens[:, :-1], segments, positions)
         with jax.named_scope("head"):
             return linear_cross_entropy(
                 hidden,
@@ -96,10 +114,10 @@ class Teuken(nnx.Module):
         Returns:
           Hidden states [B, T, D] and the extended cache.
         """
-        rope = self._rope(start + jnp.arange(tokens.shape[1]))
+        rope = self._rope(start + jnp.arange(tokens.shape[1])[None])
 
         def layer(block, x, layer_cache):
-            return block(x, rope, layer_cache, start)
+            return block(x, rope, None, layer_cache, start)
 
         x, cache = self._run(layer, self._embed(tokens), cache)
         return self.final_norm(x), cache

@@ -29,9 +29,10 @@ from teukenjax.planner.search import Question
 from teukenjax.planner.step_time import step_time, wire_bytes
 from teukenjax.recipe import Recipe, load, validate
 from teukenjax.sharding import STRATEGIES, make_layout
+from teukenjax.train.batch import Batch, place_batch
 from teukenjax.train.plan import with_vocabulary
 from teukenjax.train.state import Program
-from teukenjax.train.step import batch_sharding, make_train_step
+from teukenjax.train.step import make_train_step
 
 SPLIT = {"hsdp": {"replica": 2}, "fsdp_tp": {"tensor": 2}}
 
@@ -79,15 +80,15 @@ def run_case(case: Case) -> dict[str, str]:
     recipe = recipe_of(case, len(jax.devices()))
     layout = make_layout(recipe.sharding)
     program = Program(recipe, layout, platform=jax.devices()[0].platform)
-    state, tokens = program.init(), random_tokens(program)
-    compiled = make_train_step(program).lower(state, tokens).compile()
+    state, batch = program.init(), random_batch(program)
+    compiled = make_train_step(program).lower(state, batch).compile()
     sizes = compiled.memory_analysis()
     sent = sum(found.sent for found in collectives(compiled.as_text()))
     row = predicted(case, recipe, layout) | {
         "compiled_gib": f"{(sizes.argument_size_in_bytes + sizes.temp_size_in_bytes) / GIB:.4f}",
         "compiled_sent_gb": f"{sent / GIGA:.4f}",
     }
-    seconds = measure(compiled, state, tokens, case.repeats)
+    seconds = measure(compiled, state, batch, case.repeats)
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return row | {
         "measured_s": f"{seconds:.5f}",
@@ -131,22 +132,21 @@ def predicted(case: Case, recipe: Recipe, layout) -> dict[str, str]:
     }
 
 
-def random_tokens(program: Program) -> jax.Array:
-    """A batch [A, B/A, S+1] in its place."""
+def random_batch(program: Program) -> Batch:
+    """Random tokens in their place."""
     recipe = program.recipe
-    parts = recipe.batch.accumulation
-    shape = (parts, recipe.batch.sequences // parts, recipe.model.context + 1)
+    shape = (recipe.batch.sequences, recipe.model.context + 1)
     rng = np.random.default_rng(0)
     drawn = rng.integers(recipe.model.vocab_size, size=shape, dtype=np.int32)
-    return jax.device_put(drawn, batch_sharding(program.layout))
+    return place_batch({"tokens": drawn}, recipe.batch.accumulation, program.layout)
 
 
-def measure(step, state, tokens, repeats: int) -> float:
+def measure(step, state, batch, repeats: int) -> float:
     """Median seconds of a step, the first one not counted."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        state, metrics = step(state, tokens)
+        state, metrics = step(state, batch)
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])

@@ -11,7 +11,6 @@ import os
 import time
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
@@ -20,8 +19,9 @@ from teukenjax.hardware import Hardware
 from teukenjax.planner.program import Collective, collectives, product_flops
 from teukenjax.recipe import Recipe
 from teukenjax.sharding import AXES, Layout, mesh_shape
+from teukenjax.train.batch import abstract_batch
 from teukenjax.train.state import Program
-from teukenjax.train.step import batch_sharding, make_train_step
+from teukenjax.train.step import make_train_step
 
 INSTALL = "compiling for GPUs needs their compiler: uv sync --extra cuda13 (4 GB, no GPU needed)"
 
@@ -106,10 +106,8 @@ def abstract_step(recipe: Recipe, hw: Hardware, count: int):
     grid = np.array(devices_of(hw, count)).reshape(tuple(sizes.values()))
     mesh = Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     program = Program(recipe, Layout(mesh, recipe.sharding.strategy), platform="gpu")
-    parts = recipe.batch.accumulation
-    shape = (parts, recipe.batch.sequences // parts, recipe.model.context + 1)
-    tokens = jax.ShapeDtypeStruct(shape, np.int32, sharding=batch_sharding(program.layout))
-    return make_train_step(program).lower(program.abstract_state, tokens)
+    batch = abstract_batch(recipe, program.layout)
+    return make_train_step(program).lower(program.abstract_state, batch)
 
 
 def compile_step(recipe: Recipe, hw: Hardware, count: int) -> Compiled:

@@ -107,6 +107,11 @@ class DataConfig(Section):
         return self
 
     @property
+    def segmented(self) -> bool:
+        """Whether attention stays inside documents."""
+        return self.segments or self.packing == "best_fit"
+
+    @property
     def mix(self) -> MixtureConfig:
         """The mixture, however it was given."""
         stage = StageConfig(weights=self.weights, temperature=self.temperature)

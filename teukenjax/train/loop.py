@@ -29,6 +29,7 @@ from teukenjax.model import flops_per_token
 from teukenjax.recipe import Recipe, digest
 from teukenjax.run import RunDirectory, load_run
 from teukenjax.sharding import Layout, make_layout
+from teukenjax.train.batch import abstract_batch
 from teukenjax.train.feed import Feed
 from teukenjax.train.goodput import Goodput
 from teukenjax.train.guard import Guard, Rewind
@@ -41,7 +42,7 @@ from teukenjax.train.replicas import ReplicaCheck, describe
 from teukenjax.train.report import print_evaluations
 from teukenjax.train.resume import Restored, restore_newest
 from teukenjax.train.state import Program, TrainState
-from teukenjax.train.step import Metrics, batch_sharding, make_train_step
+from teukenjax.train.step import Metrics, make_train_step
 from teukenjax.train.watch import Watch
 
 
@@ -63,7 +64,6 @@ class Run:
         device = self.layout.mesh.devices.flat[0]
         self.program = Program(recipe, self.layout, platform=device.platform)
         self.stream = Stream.of(recipe, self.store)
-        refuse_segments(self.stream)
         self.hardware = find_hardware(recipe.hardware, device)
         self.checkpoints = Checkpoints(self.directory.path, recipe.checkpoint, limit_s=limit_s)
         self.evaluator = Evaluator(
@@ -157,8 +157,8 @@ class Run:
             for done in range(first + 1, recipe.steps + 1):
                 self.watch.doing(f"step {done}")
                 with self.goodput.spent_on("data"):
-                    tokens = next(feed)
-                state, metrics = train_step(state, tokens)
+                    batch = next(feed)
+                state, metrics = train_step(state, batch)
                 metrics["votes"] = self.preemption.votes()
                 if pending is not None:
                     progress.show(self._record(*pending))
@@ -176,13 +176,10 @@ class Run:
     def _compiled(self):
         """The step, compiled for its shapes before the clock starts."""
         self.watch.doing("compiling", patience=4.0)
-        recipe, start = self.recipe, time.perf_counter()
-        parts = recipe.batch.accumulation
-        shape = (parts, recipe.batch.sequences // parts, recipe.model.context + 1)
-        tokens = jax.ShapeDtypeStruct(shape, np.int32, sharding=batch_sharding(self.layout))
+        start = time.perf_counter()
+        batch = abstract_batch(self.recipe, self.layout, segmented=self.stream.segmented)
         with self.goodput.spent_on("compile"):
-            lowered = make_train_step(self.program).lower(self.program.abstract_state, tokens)
-            step = lowered.compile()
+            step = make_train_step(self.program).lower(self.program.abstract_state, batch).compile()
         memory = step.memory_analysis()
         self.console.print(
             f"compiled in {time.perf_counter() - start:.1f} s; the compiler plans "
@@ -325,15 +322,6 @@ def resolve(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
         )
     model = recipe.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
     return recipe.model_copy(update={"model": model})
-
-
-def refuse_segments(stream: Stream) -> None:
-    """Raises a UserError for samples that attention cannot read yet."""
-    if stream.segmented:
-        raise UserError(
-            "data.packing=best_fit and data.segments=true: attention does not take segments yet: "
-            "train with data.packing=concat data.segments=false"
-        )
 
 
 def check_batch(recipe: Recipe, layout: Layout) -> None:

@@ -84,6 +84,7 @@ def _compute(recipe: Recipe, layout: Layout) -> str:
         dtype=compute.dtype,
         head_dim=recipe.model.head_dim,
         platform=layout.mesh.devices.flat[0].platform,
+        segments=recipe.data.segmented,
     )
     return (
         f"{compute.dtype} on fp32 weights; attention {chosen} ({reason}); remat {compute.remat}; "

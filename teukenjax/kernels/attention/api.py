@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from teukenjax.errors import UserError
 
 
-def choose(requested: str, *, dtype: str, head_dim: int, platform: str) -> tuple[str, str]:
+def choose(
+    requested: str, *, dtype: str, head_dim: int, platform: str, segments: bool = False
+) -> tuple[str, str]:
     """The implementation to run and the reason, as printed when a run starts.
 
     Args:
@@ -15,6 +17,7 @@ def choose(requested: str, *, dtype: str, head_dim: int, platform: str) -> tuple
       dtype: of activations; cuDNN has bfloat16 only (of the two that a recipe may ask for).
       head_dim: N; cuDNN takes multiples of 8 up to 128.
       platform: ``jax.devices()[0].platform``.
+      segments: whether attention stays inside documents, which cuDNN is not asked to do.
 
     Raises:
       UserError: when ``cudnn`` is asked for and cannot run: never a silent fallback.
@@ -26,6 +29,8 @@ def choose(requested: str, *, dtype: str, head_dim: int, platform: str) -> tuple
         refusal = f"compute.dtype is {dtype}, not bfloat16"
     elif head_dim % 8 or head_dim > 128:
         refusal = f"head_dim={head_dim} is not a multiple of 8 up to 128"
+    elif segments:
+        refusal = "attention stays inside documents (data.segments or data.packing=best_fit)"
     if requested == "xla":
         return "xla", "asked for"
     if refusal is None:
@@ -39,11 +44,22 @@ def attention(
     q: Float[Array, "B S H N"],
     k: Float[Array, "B S K N"],
     v: Float[Array, "B S K N"],
+    segments: Int[Array, "B S"] | None = None,
     *,
     implementation: str,
 ) -> Float[Array, "B S H N"]:
-    """Causal attention, scale 1/√N, softmax in fp32; query head h reads KV head h // (H/K)."""
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
+    """Causal attention, scale 1/√N, softmax in fp32; query head h reads KV head h // (H/K).
+
+    With segments a position sees only those of its own number. Numbers that are equal must stand
+    together, as documents in a packed window do.
+    """
+    if segments is None:
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
+    assert implementation == "xla", "choose() gives segments to no other"
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=same, is_causal=True, implementation=implementation
+    )
 
 
 def cached_attention(

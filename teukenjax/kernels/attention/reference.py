@@ -2,17 +2,22 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def reference_attention(
-    q: Float[Array, "B S H N"], k: Float[Array, "B S K N"], v: Float[Array, "B S K N"]
+    q: Float[Array, "B S H N"],
+    k: Float[Array, "B S K N"],
+    v: Float[Array, "B S K N"],
+    segments: Int[Array, "B S"] | None = None,
 ) -> Float[Array, "B S H N"]:
-    """softmax(q kᵀ / √N, causal) v in fp32; query head h reads KV head h // (H/K)."""
+    """softmax(q kᵀ / √N, causal, own segment) v in fp32; head h reads KV head h // (H/K)."""
     _, S, H, N = q.shape
     groups = H // k.shape[2]
     k, v = (jnp.repeat(x.astype(jnp.float32), groups, axis=2) for x in (k, v))
     scores = jnp.einsum("bqhn,bkhn->bhqk", q.astype(jnp.float32), k) / jnp.sqrt(N)
-    causal = jnp.tril(jnp.ones((S, S), bool))[None, None]
-    weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1)
+    visible = jnp.tril(jnp.ones((S, S), bool))[None, None]
+    if segments is not None:
+        visible &= segments[:, None, :, None] == segments[:, None, None, :]
+    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
     return jnp.einsum("bhqk,bkhn->bqhn", weights, v).astype(q.dtype)
