@@ -8,7 +8,7 @@ import typer.main
 from teukenjax import cli
 
 VERBS = {
-    "train": {"recipe", "overrides", "show"},
+    "train": {"recipe", "overrides", "show", "coordinator", "processes", "process"},
     "shardings": {"recipe", "overrides", "devices"},
     "plan": {
         "recipe", "overrides", "hardware", "devices", "tokens", "sequence", "top", "out",

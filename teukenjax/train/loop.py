@@ -219,9 +219,10 @@ class Run:
         return said is None
 
     def _pauses_at(self, step: int) -> bool:
-        every = self.recipe.guard.checksums
+        every, last = self.recipe.guard.checksums, step == self.recipe.steps
         compares = every is not None and step % every == 0
-        return step % self.recipe.checkpoint.every == 0 or self._evaluates_at(step) or compares
+        saves = step % self.recipe.checkpoint.every == 0
+        return saves or compares or last or self._evaluates_at(step)
 
     def _pause(self, state: TrainState, done: int) -> None:
         """What happens between two steps."""
