@@ -31,7 +31,7 @@ def small_disk(tmp_path):
     """A file system of a few MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1500k", "none", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(folder)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("may not mount a file system here")
     yield folder

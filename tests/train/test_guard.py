@@ -16,7 +16,7 @@ from teukenjax.train.loop import Run
 from teukenjax.train.metrics import read_metrics
 
 ADAMW = {"name": "adamw", "learning_rate": 1e-3}
-SPIKY = {"spikes": "rewind", "z": 6.0}
+SPIKY = {"spikes": "rewind", "z": 3.0}  # a short and falling history: its deviation is large
 
 
 def poisoned(run: Run, *, at: int) -> Run:

@@ -33,7 +33,7 @@ from teukenjax.train.batch import abstract_batch
 from teukenjax.train.feed import Feed
 from teukenjax.train.goodput import Goodput
 from teukenjax.train.guard import Guard, Rewind
-from teukenjax.train.metrics import open_log, plot_loss, read_metrics
+from teukenjax.train.metrics import NoLog, open_log, plot_loss, read_metrics
 from teukenjax.train.norms import norm_columns
 from teukenjax.train.plan import GIB, print_plan
 from teukenjax.train.preemption import Preemption
@@ -71,7 +71,7 @@ class Run:
             eod=self.tokenizer.eod_id,
             batch_tokens=recipe.evaluation.batch_tokens,
         )
-        self.guard = Guard(recipe.guard)
+        self.guard, self.log = Guard(recipe.guard), NoLog()
         self.watch = Watch(limit_s=limit_s)
         self.preemption = Preemption(self.layout.mesh)
         print_plan(console, self.program, self.stream.mixture, self.hardware)
@@ -127,6 +127,7 @@ class Run:
             self.console.print(f"back at step {step}; the data goes on", highlight=False)
         elif about is not None:
             self._adopt(about)
+        self.log.close()
         self.began, self.log = step, open_log(self.directory.path, first_step=step)
         return state, step
 
