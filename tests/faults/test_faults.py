@@ -50,11 +50,10 @@ def test_a_disk_that_fills_up_during_a_save(together, small_disk):
     end = time.monotonic() + LIMIT_S
     while steps_done(small_disk / "run") < 2 and time.monotonic() < end:
         time.sleep(0.05)
-    with ballast.open("wb") as file:  # until nothing fits
+    with ballast.open("wb", buffering=0) as file:  # until nothing fits
         try:
             while True:
                 file.write(bytes(4096))
-                file.flush()
         except OSError:
             pass
     assert ended(run) == [2], run.said()
