@@ -9,7 +9,7 @@ from teukenjax import cli
 
 CHOICE = {"tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed"}
 VERBS = {
-    "train": {"recipe", "overrides", "show"},
+    "train": {"recipe", "overrides", "show", "coordinator", "processes", "process"},
     "shardings": {"recipe", "overrides", "devices"},
     "plan": {
         "recipe", "overrides", "hardware", "devices", "tokens", "sequence", "top", "out",

@@ -13,16 +13,16 @@ the sum of each array's bits is kept in ``about`` and compared with what was rea
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jaxtyping import Array, UInt32
 
-from teukenjax import late_reads
+from teukenjax import late_reads, processes
+from teukenjax.bits import bit_sum
 from teukenjax.errors import UserError
 from teukenjax.recipe import CheckpointConfig
 
@@ -30,13 +30,19 @@ FOLDER = "checkpoints"
 # Arrays lie in pieces of one layer and at most this size, so that an export can read a layer
 # without the whole stack, and a restore a shard without its neighbours.
 STORED_BYTES = 32 * 2**20
+LIMIT_S = 900.0
 
 
 class Checkpoints:
     """The checkpoints of one run directory."""
 
-    def __init__(self, run: Path, config: CheckpointConfig | None = None):
-        """Opens RUN/checkpoints; read-only without a ``config``."""
+    def __init__(
+        self, run: Path, config: CheckpointConfig | None = None, *, limit_s: float = 900.0
+    ):
+        """Opens RUN/checkpoints; read-only without a ``config``.
+
+        ``limit_s`` is how long the processes of a run wait for each other when they restore.
+        """
         # Orbax tells each of its steps, and what it raises it logs as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         folder = (run / FOLDER).resolve()
@@ -48,8 +54,8 @@ class Checkpoints:
                 keep_period=config.keep_every,
                 cleanup_tmp_directories=True,
             )
-        handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=_handlers())
+        self._limit_s = limit_s
         self.folder = folder
         # Writing goes on between calls, and so does what comes too late of it.
         self._late = contextlib.ExitStack()
@@ -80,7 +86,7 @@ class Checkpoints:
         """The JSON that was saved beside the arrays, and their ``sums``."""
         with self._reading(step):
             items = ocp.args.Composite(about=ocp.args.JsonRestore())
-            about = self._manager.restore(step, args=items)["about"]
+            about = self._read(step, items)["about"]
             if "sums" not in about:
                 raise ValueError("'about' holds no sums of the arrays")
             return about
@@ -97,9 +103,33 @@ class Checkpoints:
         """
         with self._reading(step):
             items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            state = self._manager.restore(step, args=items)["state"]
+            state = self._read(step, items)["state"]
             self._check_sums(step, state)
             return state
+
+    def _read(self, step: int, items: ocp.args.Composite) -> Any:
+        """What this process needs of a step, if all processes can read what they need.
+
+        Each reads alone: one that meets damage does not come to the barriers of Orbax, and those
+        that met none would wait there for it.
+        """
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader{me}"
+        )
+        handler = ocp.CompositeCheckpointHandler(**_handlers())
+        read, error = None, None
+        try:
+            with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+                read = reader.restore(self.folder / str(step), args=items)
+        except Exception as met:
+            error = met
+        all_read = processes.agree(f"restoring {step}", error is None, limit_s=self._limit_s)
+        if error is not None:
+            raise error
+        if not all_read:
+            raise ValueError("another process cannot read its part")
+        return read
 
     def restore_params(self, step: int, abstract: Any) -> Any:
         """Only the parameters of ``step``: a third of the state or less is read."""
@@ -113,6 +143,16 @@ class Checkpoints:
             restored = reader.restore(path, args=args)
             self._check_sums(step, restored)
             return restored["params"]
+
+    def set_aside(self, step: int) -> Path:
+        """Moves a damaged step out of the way of the one that will be written again."""
+        aside = self.folder.parent / "damaged" / f"{step}-{int(time.time())}"
+        if processes.is_first():
+            aside.parent.mkdir(exist_ok=True)
+            (self.folder / str(step)).rename(aside)
+        processes.meet("damaged checkpoint moved", limit_s=self._limit_s)
+        self._manager.reload()
+        return aside
 
     def wait(self) -> None:
         """Blocks until nothing is being written any more."""
@@ -159,6 +199,10 @@ class Checkpoints:
         )
 
 
+def _handlers() -> dict[str, ocp.CheckpointHandler]:
+    return {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
+
+
 def _reason(error: BaseException) -> str:
     """One line: Orbax wraps what met the fault first in layers of its own; the innermost says."""
     while inner := error.__cause__ or (not error.__suppress_context__ and error.__context__):
@@ -174,18 +218,14 @@ def _pieces(x: Array) -> ocp.SaveArgs:
 
 
 def _sums(tree: Any) -> dict[str, int]:
-    """Name → sum of an array's bits, modulo 2^32: the same on any mesh, one pass in memory."""
+    """Name → sum of an array's bits."""
     named, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(_bit_sums(tree)))
     return {jax.tree_util.keystr(path, simple=True, separator="."): int(x) for path, x in named}
 
 
 @jax.jit
 def _bit_sums(tree: Any) -> Any:
-    def add(x: Array) -> UInt32[Array, ""]:
-        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-        return jnp.sum(bits, dtype=jnp.uint32)
-
-    return jax.tree.map(add, tree)
+    return jax.tree.map(bit_sum, tree)
 
 
 def find(run: Path) -> tuple[Path, int]:

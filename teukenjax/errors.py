@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The two ways to end early: "the user can mend this", and "start it again"."""
 
 import contextlib
 import difflib
@@ -12,6 +12,22 @@ class UserError(ValueError):
     The message is one line that names the thing, its value and what is allowed. The command line
     prints it without a traceback and exits with code 2; a library caller sees a ``ValueError``.
     """
+
+
+class TryAgainError(Exception):
+    """The run ended through no mistake: the same command goes on from its newest checkpoint.
+
+    The command line prints the message and exits with ``code``, which tells a scheduler to start
+    the job again.
+    """
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
+PREEMPTED = 75  # was told to stop, and has saved (sysexits.h: EX_TEMPFAIL)
+LOST = 76  # a process, a network or a replica is not what it was
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

@@ -5,6 +5,9 @@ RUN/tokenizer/       tokenizer.model, a copy of the store's
 RUN/checkpoints/     Orbax steps
 RUN/metrics.jsonl    one object a step
 RUN/tensorboard/     the same as events
+RUN/guard.json       steps that were skipped or undone, if there were any
+RUN/goodput.json     where the time went, for each start of the run
+RUN/damaged/         checkpoints that could not be read, moved out of the way
 RUN/eval.json        bits per byte for each language, before, during and after
 RUN/benchmarks.jsonl scores of evaluation.suite, one object an evaluation
 RUN/loss.png         the loss curve
@@ -18,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from teukenjax import processes
 from teukenjax.checkpoint import FOLDER, Checkpoints, find
 from teukenjax.data.begun import save
 from teukenjax.data.tokenizer import Tokenizer
@@ -130,6 +134,7 @@ class RunDirectory:
                     f"{self.path}: the store's tokenizer {tokenizer.digest} differs from the "
                     f"run's {own.digest}: give the store that the run began with"
                 )
+            return
         path.parent.mkdir(exist_ok=True)
         tokenizer.save(path)
 
@@ -146,6 +151,10 @@ class RunDirectory:
         with (self.path / "benchmarks.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "shown": shown}) + "\n")
 
+    def is_evaluated(self, step: int) -> bool:
+        """Whether eval.json has scores after ``step`` steps."""
+        return any(row["step"] == step for row in self.evaluations())
+
     def record_evaluation(self, step: int, scores: dict[str, Any]) -> None:
         """Adds the scores after ``step`` steps to eval.json, in place of older ones for it."""
         rows = [row for row in self.evaluations() if row["step"] != step]
@@ -155,8 +164,12 @@ class RunDirectory:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a small file so that a reader, or a kill, never meets half of it."""
-    save(path, text.encode())
+    """Writes a small file so that a reader, or a kill, never meets half of it.
+
+    Of several processes the first one does.
+    """
+    if processes.is_first():
+        save(path, text.encode())
 
 
 class LoadedRun(NamedTuple):

@@ -26,6 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from teukenjax.optim import build_optimizer
+from teukenjax.optim.build import is_light
+from teukenjax.optim.guard import guard
 from teukenjax.recipe import load
 from teukenjax.sharding import make_layout
 from teukenjax.train.batch import Batch, place_batch
@@ -90,8 +92,9 @@ def main(
 
 def left_to_compiler(program: Program) -> Program:
     """The same program with an optimizer that was told no placements."""
-    program.optimizer = build_optimizer(
-        program.recipe.optimizer, program.learning_rate, program.leaf_specs
+    program.optimizer = guard(
+        build_optimizer(program.recipe.optimizer, program.learning_rate, program.leaf_specs),
+        light=is_light(program.recipe.optimizer),
     )
     return program
 
@@ -106,7 +109,8 @@ def time_update(program: Program, repeats: int) -> dict:
     optimizer = program.optimizer
 
     def step(params, opt_state, grads):
-        updates, opt_state = optimizer.update(grads, opt_state, params)
+        healthy = jnp.zeros(())
+        updates, opt_state = optimizer.update(grads, opt_state, params, value=healthy)
         return optax.apply_updates(params, updates), opt_state
 
     state, placed = program.init(), (program.placed.params, program.shardings.opt_state)

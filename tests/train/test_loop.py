@@ -5,7 +5,6 @@ import json
 import math
 
 import jax
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -53,16 +52,16 @@ def test_a_run_leaves_what_scripts_rely_on(make_recipe):
     assert "The river" in screen.getvalue()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(make_recipe, console):
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(make_recipe, console):
     optimizer = ADAMW | {"learning_rate": 1e30, "clip_norm": None}
-    recipe = make_recipe(steps=8, optimizer=optimizer, checkpoint={"every": 1})
+    recipe = make_recipe(steps=8, optimizer=optimizer, checkpoint={"every": 1}, guard={"limit": 3})
     run = Run(recipe, console)
-    with pytest.raises(UserError, match=r"loss is nan at step \d: lower optimizer.learning_rate"):
+    with pytest.raises(UserError, match=r"at step 5 \(not finite\).*lower optimizer.learning_rate"):
         run.train()
     rows = read_metrics(run.directory.metrics)
-    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert [row["bad_steps"] for row in rows] == [0, 1, 2, 3]
     saved = [int(folder.name) for folder in run.checkpoints.folder.iterdir()]
-    assert max(saved) <= rows[-1]["step"]
+    assert saved == [1]
 
 
 def test_a_batch_that_does_not_split_over_the_mesh_is_refused(make_recipe, console):

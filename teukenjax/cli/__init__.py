@@ -3,6 +3,7 @@
 Imports are inside the verbs so that help and mistakes answer at once, without loading JAX.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,7 @@ from teukenjax.cli.scaling import scaling, sweep
 from teukenjax.cli.text import data, tokenizer
 from teukenjax.cli.tuning import sft
 from teukenjax.cli.use import use
-from teukenjax.errors import UserError
+from teukenjax.errors import TryAgainError, UserError
 
 app = typer.Typer(
     help="Train multilingual European language models in JAX.",
@@ -41,6 +42,13 @@ def train(
     show: Annotated[
         bool, typer.Option("--print", help="Print the resolved recipe and stop.")
     ] = False,
+    coordinator: Annotated[
+        str | None, typer.Option(help="HOST:PORT of process 0; Slurm and Open MPI need none.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="How many run this command together.")
+    ] = None,
+    process: Annotated[int | None, typer.Option(min=0, help="Which of them this is.")] = None,
 ) -> None:
     """Train what RECIPE describes; a run found in its `out` is resumed."""
     from teukenjax import recipe as recipes
@@ -50,11 +58,16 @@ def train(
         print(recipes.to_yaml(resolved), end="")
         return
     from teukenjax.flags import launch
-    from teukenjax.train.loop import train as run
-    from teukenjax.train.report import print_next
+    from teukenjax.processes import Membership, is_first, joined
 
     launch(resolved.compute)
-    print_next(console(), run(resolved, console()))
+    with joined(Membership(coordinator, processes, process), os.environ):
+        from teukenjax.train.loop import train as run
+        from teukenjax.train.report import print_next
+
+        path = run(resolved, console())
+        if is_first():
+            print_next(console(), path)
 
 
 @app.command()
@@ -129,9 +142,12 @@ def plan(
 
 
 def main() -> None:
-    """Runs a verb; a user's mistake is one line and exit code 2."""
+    """Runs a verb; a user's mistake is one line and exit code 2, see ``errors`` for others."""
     try:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except TryAgainError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(error.code)

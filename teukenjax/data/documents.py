@@ -196,7 +196,8 @@ class DocumentReader:
                 raise UserError(f"{path}: is damaged: {' '.join(str(error).split())}") from None
             except OSError as error:
                 # Arrow raises OSErrors without a strerror for pages that do not unpack.
-                raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+                reason = " ".join((error.strerror or str(error)).split())
+                raise UserError(f"{path}: cannot be read: {reason}") from None
 
     def _raw(self, path: Path) -> Iterator[tuple[int, Any]]:
         if path.suffix == ".txt":

@@ -4,6 +4,8 @@ What is read is the stream's business and *when* is Grain's. A batch is one elem
 random-access source, so seeking is slicing, and a resumed run starts at its step at once.
 """
 
+from collections.abc import Sequence
+
 import grain
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -19,7 +21,7 @@ Batch = dict[str, Int32[np.ndarray, "rows _"] | Float32[np.ndarray, "rows _"]]
 
 
 def batches(
-    stream: Stream | ChatStream, *, batch_size: int, first_step: int, rows: range
+    stream: Stream | ChatStream, *, batch_size: int, first_step: int, rows: Sequence[int]
 ) -> grain.DatasetIterator[Batch]:
     """Batches from step ``first_step`` to the end of the stream; samples stacked.
 
@@ -45,7 +47,7 @@ def batches(
 class _Steps:
     """A Grain source: step → this host's rows of its batch."""
 
-    def __init__(self, stream: Stream | ChatStream, batch_size: int, rows: range):
+    def __init__(self, stream: Stream | ChatStream, batch_size: int, rows: Sequence[int]):
         self._stream = stream
         self._batch_size = batch_size
         self._rows = rows

@@ -14,6 +14,7 @@ import tensorstore as ts
 from teukenjax.errors import UserError
 
 URL = re.compile(r"[a-z0-9]+://.+")
+PASSWORD = re.compile(r"[a-z0-9]+://[^/@]*:[^/@]*@")
 
 
 CACHE_BYTES = 1 << 26  # for the indices of shards, without which each window is two reads
@@ -34,6 +35,12 @@ class Location:
 
     def __init__(self, where: "str | Path | Location"):
         self._where = str(where).rstrip("/")
+        if PASSWORD.match(self._where):
+            host = self._where.rsplit("@", 1)[1]
+            raise UserError(
+                f"…@{host}: a URL with a password would be in every log: give it by the "
+                "environment, as the store's provider documents"
+            )
         self.path = None if URL.fullmatch(self._where) else Path(self._where)
 
     def __str__(self) -> str:

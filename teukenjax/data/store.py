@@ -196,7 +196,7 @@ def _read_manifest(location: Location) -> Manifest:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{file}: is damaged: {where}: {first['msg']}") from None
-    except (AttributeError, UnicodeDecodeError, json.JSONDecodeError):
+    except (AttributeError, UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         raise UserError(f"{file}: is damaged: not a JSON object") from None
 
 

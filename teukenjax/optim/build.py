@@ -68,9 +68,14 @@ def gradient_start(
     config: AdamWConfig | ScionConfig,
 ) -> Callable[[optax.OptState, optax.Params], optax.Updates]:
     """Where the sum of a step's gradients starts: at fp32 zeros, or at light Scion's momentum."""
-    if isinstance(config, ScionConfig) and config.light:
+    if is_light(config):
         return lambda opt_state, params: light_start(opt_state, config.momentum)
     return lambda opt_state, params: jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+
+
+def is_light(config: AdamWConfig | ScionConfig) -> bool:
+    """Whether the momentum is the accumulator of gradients."""
+    return isinstance(config, ScionConfig) and config.light
 
 
 def _adamw(config: AdamWConfig, learning_rate: optax.Schedule, specs: Specs):

@@ -8,17 +8,20 @@ the 1.2 rules: ``3e-4`` is a number and ``no`` is a string.
 import hashlib
 import io
 import json
+import warnings
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 import pydantic
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import YAMLError, YAMLWarning
 
 from teukenjax.errors import UserError, nearest
 from teukenjax.recipe.schema import AdamWConfig, Recipe, ScionConfig, Section
 
+MAX_BYTES = 1 << 20
+MAX_VALUES = 100_000
 OPTIMIZERS = {"adamw": AdamWConfig, "scion": ScionConfig}
 
 
@@ -54,18 +57,38 @@ def validate[S: Section](section: type[S], values: dict[str, Any], origin: str) 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML 1.2 mapping, as plain Python values."""
     try:
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: has more than {MAX_BYTES:,} bytes: is it a recipe?")
+        with warnings.catch_warnings(action="error", category=YAMLWarning):
+            values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise UserError(f"{path}: is nested too deeply") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"{path}: cannot be read: {reason}") from None
-    except YAMLError as error:
+    except (YAMLError, YAMLWarning) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         raise UserError(f"{path}: {where}{problem}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping of keys to values, found {values!r:.60}")
+        found = "a list" if isinstance(values, list) else f"{values!r:.60}"
+        raise UserError(f"{path}: expected a mapping of keys to values, found {found}")
+    _refuse_bombs(path, values)
     return values
+
+
+def _refuse_bombs(path: Path, values: Any) -> None:
+    """A few aliases of aliases stand for more values than there is memory; cycles for endless."""
+    nodes, left = [values], MAX_VALUES
+    while nodes:
+        node = nodes.pop()
+        children = node.values() if isinstance(node, dict) else node
+        if isinstance(node, dict | list | set):
+            left -= len(node)
+            nodes += children
+        if left < 0:
+            raise UserError(f"{path}: stands for more than {MAX_VALUES:,} values, by its aliases")
 
 
 def to_yaml(recipe: Recipe) -> str:

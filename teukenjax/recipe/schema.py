@@ -305,6 +305,17 @@ class SftConfig(Section):
     lora: LoraConfig | None = None  # none: all weights are trained
 
 
+class GuardConfig(Section):
+    """What a run does about a step that went wrong, and about a part that does not answer."""
+
+    nonfinite: Literal["skip", "stop"] = "skip"  # a gradient that is NaN or infinite
+    spikes: Literal["ignore", "skip", "rewind"] = "ignore"  # rewind: to a checkpoint, past the data
+    z: PositiveFloat = 8.0  # robust deviations above the median of the last 64 losses: a spike
+    limit: PositiveInt = 10  # bad steps among the last 1000; one more ends the run
+    checksums: PositiveInt | None = None  # steps from one comparison of replicas to the next
+    timeout_s: PositiveFloat = 900.0  # for one step, save or meeting of processes
+
+
 class Recipe(Section):
     """Everything that defines a run."""
 
@@ -322,6 +333,7 @@ class Recipe(Section):
     sft: SftConfig | None = None  # for `teukenjax sft`
     evaluation: EvaluationConfig = EvaluationConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    guard: GuardConfig = GuardConfig()
     prompt: str | None = None  # continued by the model when the run ends
     hardware: str | None = None  # a file of configs/hardware; none: recognised by device name
 

@@ -1,22 +1,24 @@
 """The story of a run: data, mesh, state, steps, evaluation, and what to do next.
 
 Step n + 1 is dispatched before the numbers of step n are read, so the device never waits for the
-host. Whatever the numbers decide (stopping, saving) therefore happens one step late.
+host. Whatever the numbers decide (stopping, going back) therefore happens one step late; and it
+is decided alike in every process, as the numbers are the same.
 """
 
-import math
+import contextlib
+import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from rich.console import Console
 from rich.text import Text
 
+from teukenjax import processes
 from teukenjax.checkpoint import Checkpoints
-from teukenjax.data.loader import batches
 from teukenjax.data.tokenizer import Tokenizer
-from teukenjax.errors import UserError, disk_errors
+from teukenjax.errors import LOST, PREEMPTED, TryAgainError, UserError, disk_errors
 from teukenjax.evaluate import Evaluator, mean
 from teukenjax.evaluate.in_training import open_benchmarks
 from teukenjax.evaluate.tables import means
@@ -26,19 +28,26 @@ from teukenjax.model import flops_per_token
 from teukenjax.recipe import Recipe, digest
 from teukenjax.run import RunDirectory, load_run
 from teukenjax.sharding import Layout, make_layout
-from teukenjax.train.batch import Batch, abstract_batch, place_batch
-from teukenjax.train.metrics import MetricsLog, plot_loss, read_metrics
+from teukenjax.train.batch import abstract_batch
+from teukenjax.train.feed import Feed
+from teukenjax.train.goodput import Goodput
+from teukenjax.train.guard import Guard, Rewind
+from teukenjax.train.metrics import NoLog, open_log, plot_loss, read_metrics
 from teukenjax.train.norms import norm_columns
 from teukenjax.train.plan import GIB, print_plan
+from teukenjax.train.preemption import Preemption
 from teukenjax.train.progress import StepProgress
+from teukenjax.train.replicas import ReplicaCheck, describe
 from teukenjax.train.report import print_evaluations
+from teukenjax.train.resume import Restored, restore_newest
 from teukenjax.train.source import Source, TextSource
 from teukenjax.train.state import Program, TrainState
 from teukenjax.train.step import Metrics, make_train_step
+from teukenjax.train.watch import Watch
 
 
 class Run:
-    """A recipe brought to life on this machine's devices."""
+    """A recipe brought to life on the devices of this process and of those beside it."""
 
     def __init__(
         self,
@@ -47,94 +56,137 @@ class Run:
         open_source: Callable[[Recipe, Console], Source] = TextSource,
     ):
         """Finds or makes the run directory and the data, and resolves what depends on them."""
-        self.console = console
-        self.directory = RunDirectory(recipe)
-        self.source = open_source(recipe, console)
-        self.tokenizer = self.source.tokenizer
-        self.recipe = recipe = resolve(recipe, self.tokenizer)
-        self.changed = self.directory.adopt(recipe, self.tokenizer)
+        self.console, self.goodput = console, Goodput()
+        limit_s = recipe.guard.timeout_s
+        with processes.first_alone("run directory and token store", limit_s=limit_s):
+            self.directory = RunDirectory(recipe)
+            self.source = open_source(recipe, console)
+            self.tokenizer = self.source.tokenizer
+            self.recipe = recipe = resolve(recipe, self.tokenizer)
+            self.changed = self.directory.adopt(recipe, self.tokenizer)
         self.layout = make_layout(recipe.sharding)
         check_batch(recipe, self.layout)
         device = self.layout.mesh.devices.flat[0]
         self.program = Program(recipe, self.layout, platform=device.platform)
         self.stream = self.source.stream(recipe)
         self.hardware = find_hardware(recipe.hardware, device)
-        self.checkpoints = Checkpoints(self.directory.path, recipe.checkpoint)
+        self.checkpoints = Checkpoints(self.directory.path, recipe.checkpoint, limit_s=limit_s)
         self.evaluator = Evaluator(
             self.program.model,
             eod=self.tokenizer.eod_id,
             batch_tokens=recipe.evaluation.batch_tokens,
         )
         self.benchmarks = open_benchmarks(recipe, self.program.model, self.tokenizer)
+        self.guard, self.log = Guard(recipe.guard), NoLog()
+        self.watch = Watch(limit_s=limit_s)
+        self.preemption = Preemption(self.layout.mesh)
         print_plan(console, self.program, self.stream.mixture, self.hardware)
 
     def train(self) -> None:
-        """From the newest checkpoint, or from nothing, to the last step."""
-        state, first = self._start()
-        self.log = MetricsLog(self.directory.path, first_step=first)
-        try:
-            if first == 0:
-                self._evaluate(state, 0)
-            if first < self.recipe.steps:
-                state = self._steps(state, first)
-                self._save(state, self.recipe.steps)
-                self._evaluate(state, self.recipe.steps)
-        except KeyboardInterrupt:
-            self.checkpoints.wait()
-            step = self.checkpoints.latest() or 0
-            self.console.print(f"stopped: the same command goes on from step {step}")
-            raise
-        finally:
-            self.checkpoints.close()
-            self.log.close()
+        """From the newest checkpoint, or from nothing, to the last step.
 
-    def _start(self) -> tuple[TrainState, int]:
-        latest = self.checkpoints.latest()
-        if latest is None:
-            return self.source.initial(self.program), 0
-        about = self.checkpoints.about(latest)
+        Raises:
+          TryAgainError: when the run was told to stop, after saving; or when a process, the
+            network or a replica was lost.
+        """
+        with self.watch, self.preemption:
+            try:
+                self._train()
+            except KeyboardInterrupt:
+                self._close()
+                step = self.checkpoints.latest() or 0
+                self.console.print(f"stopped: the same command goes on from step {step}")
+                raise
+            except Exception as error:
+                if processes.all_end_alike(error):
+                    self._close()
+                raise
+            self._close()
+        self.goodput.show(self.console)
+
+    def _train(self) -> None:
+        state, first = self._start()
+        if first == 0:
+            self._evaluate(state, 0)
+        while first < self.recipe.steps:
+            try:
+                state, first = self._steps(state, first), self.recipe.steps
+            except Rewind:
+                state, first = self._start(rewinding=True)
+            else:
+                self._save(state, first)
+        if not self.directory.is_evaluated(first):
+            self._evaluate(state, first)
+
+    def _start(self, *, rewinding: bool = False) -> tuple[TrainState, int]:
+        """The state to go on from, and how many steps it has done."""
+        self.watch.doing("restoring")
+        with self.goodput.spent_on("restore"):
+            self.checkpoints.wait()
+            restored = restore_newest(self.checkpoints, self.program.abstract_state, self.console)
+        if restored is None:
+            with self.goodput.spent_on("compile"):
+                restored = Restored(self.source.initial(self.program), 0, None)
+        state, step, about = restored
+        if rewinding:
+            self.guard.moved_back(step)
+            self.console.print(f"back at step {step}; the data goes on", highlight=False)
+        elif about is not None:
+            self._adopt(about)
+        self.log.close()
+        self.began, self.log = step, open_log(self.directory.path, first_step=step)
+        return state, step
+
+    def _adopt(self, about: dict) -> None:
+        """Takes over what a checkpoint says, if it is this run's."""
+        path, step = self.directory.path, about["step"]
         if about["store"] != self.source.digest:
             raise UserError(
-                f"{self.directory.path}: began with data {about['store']}, but "
-                f"{self.source.name} is {self.source.digest}: give the one that it began with"
+                f"{path}: began with data {about['store']}, but {self.source.name} is "
+                f"{self.source.digest}: give the one that it began with"
             )
-        if latest > self.recipe.steps:
-            raise UserError(
-                f"steps={self.recipe.steps}: {self.directory.path} has already done {latest}"
-            )
-        self.console.print(f"resuming {self.directory.path} at step {latest}", highlight=False)
+        if step > self.recipe.steps:
+            raise UserError(f"steps={self.recipe.steps}: {path} has already done {step}")
+        self.guard.restore(about["guard"])
+        self.console.print(f"resuming {path} at step {step}", highlight=False)
         for key, (old, new) in self.changed.items():
             self.console.print(f"  {key}: {old} → {new}", highlight=False)
-        return self.checkpoints.restore(latest, self.program.abstract_state), latest
 
     def _steps(self, state: TrainState, first: int) -> TrainState:
-        recipe, train_step = self.recipe, self._compile()
-        pending = None
+        recipe, train_step, pending = self.recipe, self._compiled, None
+        feed = Feed(self.stream, recipe.batch, self.layout, first=first + self.guard.moved)
         self._finished_at = time.perf_counter()
-        with StepProgress(self.console, steps=recipe.steps, first_step=first) as progress:
-            for step, batch in zip(range(first, recipe.steps), self._batches(first), strict=False):
+        with (
+            StepProgress(self.console, steps=recipe.steps, first_step=first) as progress,
+            contextlib.closing(feed),
+            self.goodput.spent_on("steps"),
+        ):
+            for done in range(first + 1, recipe.steps + 1):
+                self.watch.doing(f"step {done}")
+                with self.goodput.spent_on("data"):
+                    batch = next(feed)
                 state, metrics = train_step(state, batch)
+                metrics["votes"] = self.preemption.votes()
                 if pending is not None:
                     progress.show(self._record(*pending))
-                pending = step + 1, metrics
-                done = step + 1
-                if done % recipe.checkpoint.every == 0 or self._evaluates_at(done):
+                pending = done, metrics
+                if self._stopping or self._pauses_at(done):
                     progress.show(self._record(*pending))
                     pending = None
-                    if done % recipe.checkpoint.every == 0 and done < recipe.steps:
-                        self._save(state, done)
-                    if self._evaluates_at(done):
-                        self._evaluate(state, done)
-                    self._finished_at = time.perf_counter()
-            if pending is not None:
-                progress.show(self._record(*pending))
+                    self._pause(state, done)
         return state
 
-    def _compile(self):
+    _stopping = False  # told to, by any process
+    _healthy = True  # the last step that was recorded
+
+    @functools.cached_property
+    def _compiled(self):
         """The step, compiled for its shapes before the clock starts."""
+        self.watch.doing("compiling", patience=4.0)
         start = time.perf_counter()
         batch = abstract_batch(self.recipe, self.layout, segmented=self.stream.segmented)
-        step = make_train_step(self.program).lower(self.program.abstract_state, batch).compile()
+        with self.goodput.spent_on("compile"):
+            step = make_train_step(self.program).lower(self.program.abstract_state, batch).compile()
         memory = step.memory_analysis()
         self.console.print(
             f"compiled in {time.perf_counter() - start:.1f} s; the compiler plans "
@@ -143,67 +195,119 @@ class Run:
         )
         return step
 
-    def _batches(self, first: int) -> Iterator[Batch]:
-        """Batches on the mesh, from step ``first`` on."""
-        sequences = self.recipe.batch.sequences
-        rows = range(sequences)
-        loaded = batches(self.stream, batch_size=sequences, first_step=first, rows=rows)
-        try:
-            for sample in loaded:
-                yield place_batch(sample, self.recipe.batch.accumulation, self.layout)
-        finally:
-            loaded.close()
-
     def _record(self, step: int, metrics: Metrics) -> dict:
-        """Reads a step's numbers, which waits for the step; writes and returns them."""
+        """Reads a step's numbers, which waits for the step; judges, writes and returns them."""
         norms = metrics.pop("norms")
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
+        self._stopping, verdict = bool(values.pop("votes")), int(values.pop("verdict"))
         now = time.perf_counter()
         tokens_per_s = self.recipe.tokens_per_step / (now - self._finished_at)
         self._finished_at = now
         devices = self.layout.mesh.devices.size
         used = mfu(tokens_per_s, flops_per_token(self.recipe.model), devices, self.hardware)
+        self._healthy = self._judge(step, verdict, values["loss"])
         row = {"step": step, **values, "tokens_per_s": round(tokens_per_s, 1), "mfu": used}
-        if not math.isfinite(values["loss"]):
-            raise UserError(
-                f"loss is {values['loss']} at step {step}: lower optimizer.learning_rate; "
-                f"checkpoints before it are kept in {self.checkpoints.folder}"
-            )
+        row |= {"bad_steps": len(self.guard.decisions), "goodput": self.goodput.share("steps")}
         every = self.recipe.telemetry.every
-        if every is not None and step % every == 0:
+        if every is not None and step % every == 0 and self._healthy:
             row |= norm_columns(norms, self.program.leaf_specs)
         self.log.write(row)
         return row
 
+    def _judge(self, step: int, verdict: int, loss: float) -> bool:
+        """Whether a step was healthy; otherwise says what is done about it."""
+        try:
+            said = self.guard.judge(step, verdict, loss)
+        finally:
+            if verdict:
+                self.guard.write(self.directory.path / "guard.json")
+        if said is not None:
+            self.console.print(said, highlight=False)
+        return said is None
+
+    def _pauses_at(self, step: int) -> bool:
+        every, last = self.recipe.guard.checksums, step == self.recipe.steps
+        compares = every is not None and step % every == 0
+        saves = step % self.recipe.checkpoint.every == 0
+        return saves or compares or last or self._evaluates_at(step)
+
+    def _pause(self, state: TrainState, done: int) -> None:
+        """What happens between two steps."""
+        every = self.recipe.guard.checksums
+        if every is not None and done % every == 0:
+            self._compare_replicas(state, done)
+        due = done % self.recipe.checkpoint.every == 0 or self._stopping
+        # What a bad step left as it was may be what made it bad.
+        if due and self._healthy and done < self.recipe.steps:
+            self._save(state, done)
+        if self._stopping and done < self.recipe.steps:
+            self.checkpoints.wait()
+            raise TryAgainError(
+                f"told to stop: the same command goes on from step {self.checkpoints.latest()}",
+                PREEMPTED,
+            )
+        if self._evaluates_at(done):
+            self._evaluate(state, done)
+        self._finished_at = time.perf_counter()
+
+    def _compare_replicas(self, state: TrainState, step: int) -> None:
+        if corrupt := self._replicas(state.params):
+            raise TryAgainError(f"step {step}: {'; '.join(map(describe, corrupt))}", LOST)
+
+    @functools.cached_property
+    def _replicas(self) -> ReplicaCheck:
+        return ReplicaCheck(self.layout.mesh, self.program.abstract_state.params)
+
     def _save(self, state: TrainState, step: int) -> None:
         about = {
             "step": step,
-            "next_row": step * self.recipe.batch.sequences,  # of the data stream
+            # of the data stream
+            "next_row": (step + self.guard.moved) * self.recipe.batch.sequences,
             "store": self.source.digest,
             "tokenizer": self.tokenizer.digest,
             "recipe": self.recipe.model_dump(mode="json"),
             "recipe_hash": digest(self.recipe),
+            "guard": self.guard.saved(),
             "versions": {"jax": jax.__version__},
         }
-        self.checkpoints.save(step, state, about)
+        self.watch.doing(f"saving step {step}")
+        with self.goodput.spent_on("save"):
+            self.checkpoints.save(step, state, about)
+        self._write_goodput(step)
+
+    def _write_goodput(self, step: int) -> None:
+        path = self.directory.path / "goodput.json"
+        self.goodput.write(path, steps=step - self.began, repeated=self.log.dropped)
 
     def _evaluates_at(self, step: int) -> bool:
         every = self.recipe.evaluation.every
         return every is not None and step % every == 0 and step < self.recipe.steps
 
+    def _benchmark(self, state: TrainState, step: int) -> None:
+        if self.benchmarks is None:
+            return
+        shown = self.benchmarks(state.params)
+        self.directory.record_benchmarks(step, shown)
+        scores = ", ".join(f"{task} {mean_:.3f}" for task, mean_ in means(shown).items())
+        self.console.print(f"step {step}: {scores}, means over languages", highlight=False)
+
     def _evaluate(self, state: TrainState, step: int) -> None:
-        if self.benchmarks is not None:
-            shown = self.benchmarks(state.params)
-            self.directory.record_benchmarks(step, shown)
-            scores = ", ".join(f"{task} {mean_:.3f}" for task, mean_ in means(shown).items())
-            self.console.print(f"step {step}: {scores}, means over languages", highlight=False)
-        scores = self.source.score(self.evaluator, state.params)
+        self.watch.doing(f"evaluating step {step}")
+        with self.goodput.spent_on("evaluation"):
+            self._benchmark(state, step)
+            scores = self.source.score(self.evaluator, state.params)
         if not scores:
             return
         self.directory.record_evaluation(step, scores)
         self.log.write_scores(step, scores)
         text = f"step {step}: {mean(scores):.3f} bits per byte, mean of {len(scores)} languages"
         self.console.print(text, highlight=False)
+
+    def _close(self) -> None:
+        self.watch.doing("closing")
+        with self.goodput.spent_on("save"):
+            self.checkpoints.close()
+        self.log.close()
 
 
 def train(
@@ -212,14 +316,17 @@ def train(
     open_source: Callable[[Recipe, Console], Source] = TextSource,
 ) -> Path:
     """Trains, and leaves checkpoints, metrics, scores and a loss curve in ``recipe.out``."""
+    console = console if processes.is_first() else Console(quiet=True)
     with disk_errors(recipe.out):
         run = Run(recipe, console, open_source)
         run.train()
         path = run.directory.path
+        if not processes.is_first():
+            return path
         rows = read_metrics(run.directory.metrics)
         plot_loss(rows, path / "loss.png")
     print_evaluations(console, run.directory.evaluations())
-    if recipe.prompt is not None:
+    if recipe.prompt is not None and jax.process_count() == 1:
         loaded = load_run(path, devices=jax.devices()[:1])
         generate = Generator(loaded.model, loaded.params, loaded.tokenizer)
         text = generate(recipe.prompt, tokens=40, sampling=Sampling())

@@ -1,10 +1,13 @@
 """Where a run's numbers go: JSON lines for scripts, events for TensorBoard, a curve for people."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
+from teukenjax import processes
 from teukenjax.errors import UserError
 from teukenjax.run import write_atomically
 from teukenjax.train.events import Events
@@ -19,20 +22,23 @@ class MetricsLog:
     def __init__(self, run: Path, *, first_step: int):
         """Drops rows of steps after ``first_step``: a resumed run is about to do them again."""
         self.path = run / "metrics.jsonl"
-        rows = [row for row in read_metrics(self.path) if row["step"] <= first_step]
+        found = read_metrics(self.path)
+        rows = [row for row in found if row["step"] <= first_step]
+        self.dropped = len(found) - len(rows)
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = self.path.open("a", encoding="utf-8", buffering=1)
         self._events = Events(run / "tensorboard", purge_step=first_step + 1)
 
     def write(self, row: dict) -> None:
         """One step's numbers; a value of None is unknown."""
+        row = {key: _known(value) for key, value in row.items()}
         self._file.write(json.dumps(row) + "\n")
         plain = (
             (f"train/{key}", x) for key, x in row.items() if not key.startswith(("norm/", "norms"))
         )
         for tag, value in (*plain, *norm_scalars(row)):
             if tag != "train/step" and value is not None:
-                self._events.add_scalar(tag, value, row["step"])
+                self._events.add_scalar(tag, float(value), row["step"])
 
     def write_scores(self, step: int, scores: dict) -> None:
         """Bits per byte of each language as events."""
@@ -43,6 +49,31 @@ class MetricsLog:
         """Flushes both."""
         self._file.close()
         self._events.close()
+
+
+class NoLog:
+    """The log of a process that is not the first."""
+
+    dropped = 0
+
+    def write(self, row: dict) -> None:
+        """Nothing."""
+
+    def write_scores(self, step: int, scores: dict) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def open_log(run: Path, *, first_step: int) -> MetricsLog | NoLog:
+    """The log of this process; see ``MetricsLog``."""
+    return MetricsLog(run, first_step=first_step) if processes.is_first() else NoLog()
+
+
+def _known(value: Any) -> Any:
+    """JSON has no word for a loss that is not a number."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -75,7 +106,8 @@ def plot_loss(rows: list[dict], path: Path) -> None:
         len(PLOTTED), figsize=(7, 7), sharex=True, height_ratios=(2, 1, 1)
     )
     for axis, key in zip(axes, PLOTTED, strict=True):
-        axis.plot([row["step"] for row in rows], [row[key] for row in rows], linewidth=1)
+        values = [math.nan if row[key] is None else row[key] for row in rows]
+        axis.plot([row["step"] for row in rows], values, linewidth=1)
         axis.set_ylabel(PLOTTED[key])
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("step")

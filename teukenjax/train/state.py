@@ -18,7 +18,8 @@ from teukenjax.kernels.choice import Device, choose_kernels, chosen
 from teukenjax.model import Functional, Model, leaf_spec
 from teukenjax.model.lora import Adapted
 from teukenjax.model.neftune import Noisy
-from teukenjax.optim.build import build_optimizer, gradient_start
+from teukenjax.optim.build import build_optimizer, gradient_start, is_light
+from teukenjax.optim.guard import guard
 from teukenjax.optim.schedules import schedule
 from teukenjax.recipe import ComputeConfig, Recipe
 from teukenjax.sharding import Layout, WeightSpec, tree_shardings
@@ -80,7 +81,7 @@ class Program:
         for cached in ("shardings", "abstract_state"):  # of the optimizer's old state
             other.__dict__.pop(cached, None)
         other.learning_rate = learning_rate
-        other.optimizer = wrap(self._optimizer(learning_rate))
+        other.optimizer = self._optimizer(learning_rate, wrap)
         return other
 
     @functools.cached_property
@@ -109,16 +110,24 @@ class Program:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings
         )
 
-    def _optimizer(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
-        return build_optimizer(
-            self.recipe.optimizer,
+    def _optimizer(
+        self, learning_rate: optax.Schedule, wrap=lambda optimizer: optimizer
+    ) -> optax.GradientTransformationExtraArgs:
+        recipe = self.recipe
+        optimizer = build_optimizer(
+            recipe.optimizer,
             learning_rate,
             self.leaf_specs,
-            self.recipe.telemetry,
-            steps=self.recipe.steps,
+            recipe.telemetry,
+            steps=recipe.steps,
             shardings=self.placed.moments,
             update_shardings=self.model.split(self.placed.params)[0],
             symmetric_matmul=chosen(self.kernels).symmetric_matmul,
+        )
+        return guard(
+            wrap(optimizer),
+            z=None if recipe.guard.spikes == "ignore" else recipe.guard.z,
+            light=is_light(recipe.optimizer),
         )
 
     def init(self) -> TrainState:

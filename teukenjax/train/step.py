@@ -32,7 +32,7 @@ def train_step(program: Program) -> Callable[[TrainState, Batch], tuple[TrainSta
 
     Metrics are fp32 scalars on the device: loss (nats per token), lr, and the global norms of
     gradient, update and parameters; besides, under ``norms``, the last observation of
-    ``optim.telemetry``, packed.
+    ``optim.telemetry``, packed, and the ``verdict`` of ``optim.guard``.
     """
     model, optimizer = program.model, program.optimizer
 
@@ -47,7 +47,7 @@ def train_step(program: Program) -> Callable[[TrainState, Batch], tuple[TrainSta
         batch = batch.normalised()
         loss, grads = accumulate(loss_fn, trained, batch, start, program.placed.gradients)
         with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+            updates, opt_state = optimizer.update(grads, state.opt_state, trained, value=loss)
             params = model.join(optax.apply_updates(trained, updates), frozen)
         with jax.named_scope("metrics"):
             metrics = {
@@ -57,6 +57,7 @@ def train_step(program: Program) -> Callable[[TrainState, Batch], tuple[TrainSta
                 "update_norm": optax.tree.norm(updates),
                 "param_norm": optax.tree.norm(params),
                 "norms": packed_norms(opt_state),
+                "verdict": opt_state.verdict,
             }
         return TrainState(state.step + 1, params, opt_state), metrics
 

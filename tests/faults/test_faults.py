@@ -1,0 +1,237 @@
+"""Faults of the world around a run: a full disk, a dead data server, a network, a clock."""
+
+import contextlib
+import functools
+import http.server
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from curves import first_difference, steps_done
+
+from teukenjax.errors import LOST
+
+pytestmark = pytest.mark.faults
+LIMIT_S = 240
+
+
+def ended(run) -> list[int]:
+    codes = run.wait(LIMIT_S)
+    assert codes, run.said()
+    return codes
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of a few MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a file system here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_during_a_save(together, small_disk):
+    straight = together("straight", processes=1, gloo=False)
+    straight.start()
+    assert ended(straight) == [0]
+    run = together("full", f"out={small_disk / 'run'}", processes=1, gloo=False)
+    ballast = small_disk / "ballast"
+    run.start()
+    end = time.monotonic() + LIMIT_S
+    while steps_done(small_disk / "run") < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    with ballast.open("wb", buffering=0) as file:  # until nothing fits
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+    assert ended(run) == [2], run.said()
+    last = run.said().strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "No space left" in last
+    ballast.unlink()
+    run.start()
+    assert ended(run) == [0], run.said()
+    assert first_difference(straight.out, small_disk / "run") is None
+
+
+@pytest.fixture
+def hosts():
+    """Two network namespaces with a cable between them: two hosts, as far as sockets can tell."""
+    names, pid = ("tkx0", "tkx1"), os.getpid()
+    names = tuple(f"{name}-{pid}" for name in names)
+    ends = (f"va{pid % 99999}", f"vb{pid % 99999}")
+
+    def ip(*words: str) -> int:
+        return subprocess.run(["ip", *words], capture_output=True, check=False).returncode
+
+    if any(ip("netns", "add", name) for name in names):
+        pytest.skip("may not make network namespaces here")
+    ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
+    for index, (name, end) in enumerate(zip(names, ends, strict=True)):
+        ip("link", "set", end, "netns", name)
+        ip("-n", name, "addr", "add", f"10.77.0.{index + 1}/24", "dev", end)
+        ip("-n", name, "link", "set", end, "up")
+        ip("-n", name, "link", "set", "lo", "up")
+        # gloo listens where the host's own name leads; ip shows this file as /etc/hosts inside.
+        own = Path("/etc/netns") / name / "hosts"
+        own.parent.mkdir(parents=True)
+        own.write_text(f"127.0.0.1 localhost\n10.77.0.{index + 1} {socket.gethostname()}\n")
+    yield names, lambda: ip("-n", names[1], "link", "set", ends[1], "down")
+    for name in names:
+        ip("netns", "del", name)
+        shutil.rmtree(Path("/etc/netns") / name)
+
+
+def test_two_hosts_train_and_lose_their_network(together, hosts):
+    names, cut = hosts
+    prefixes = [["ip", "netns", "exec", name] for name in names]
+    straight = together("straight", processes=1, devices=2)
+    straight.start()
+    assert ended(straight) == [0]
+    run = together("run", "guard.timeout_s=10", processes=2)
+    run.start(prefixes, host="10.77.0.1")
+    assert ended(run) == [0, 0], run.said()
+    assert first_difference(straight.out, run.out) is None
+
+    lost = together("lost", "guard.timeout_s=10", "steps=5000", processes=2)
+    lost.start(prefixes, host="10.77.0.1")
+    end = time.monotonic() + LIMIT_S
+    while steps_done(lost.out) < 7 and time.monotonic() < end:
+        time.sleep(0.1)
+    cut()
+    codes = ended(lost)
+    assert codes[0] == LOST, (codes, lost.said())
+    assert codes[1] in (LOST, -signal.SIGABRT), (codes, lost.said(1))
+    assert "no sign of life from process 1" in lost.said()
+    lost.arguments.append("steps=12")
+    lost.count, lost.devices = 1, 2
+    lost.start()
+    assert ended(lost) == [0], lost.said()
+    assert first_difference(straight.out, lost.out) is None
+
+
+class Served(http.server.SimpleHTTPRequestHandler):
+    """Files with byte ranges, as buckets serve them."""
+
+    def do_GET(self):
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            return self.send_error(404)
+        content, wanted = path.read_bytes(), self.headers.get("Range")
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            first, last = (int(x) if x else None for x in wanted.removeprefix("bytes=").split("-"))
+            size = len(content)
+            first, last = (size - last, size - 1) if first is None else (first, last)
+            last = min(size - 1 if last is None else last, size - 1)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
+            content = content[first : last + 1]
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        return self.wfile.write(content)
+
+    def log_message(self, *words):
+        pass
+
+
+@contextlib.contextmanager
+def served(folder: Path, port: int = 0):
+    handler = functools.partial(Served, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def test_a_data_server_that_dies(together, store):
+    with served(store.path) as port:
+        url = f"data.store=http://127.0.0.1:{port}"
+        straight = together("straight", url, processes=1, gloo=False)
+        straight.start()
+        assert ended(straight) == [0], straight.said()
+        run = together("run", url, "steps=5000", processes=1, gloo=False)
+        run.start()
+        end = time.monotonic() + LIMIT_S
+        while steps_done(run.out) < 7 and time.monotonic() < end:
+            time.sleep(0.05)
+    assert ended(run) == [2], run.said()
+    assert "127.0.0.1" in run.said().splitlines()[-1]
+    run.arguments.append("steps=12")
+    with served(store.path, port):
+        run.start()
+        assert ended(run) == [0], run.said()
+    assert first_difference(straight.out, run.out) is None
+
+
+JUMPS = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <sys/time.h>
+#include <time.h>
+static long jump(void) {  /* a day ahead, a day behind, right */
+  static _Atomic long calls;
+  return (++calls / 50 % 3 - 1) * 86400;
+}
+int clock_gettime(clockid_t id, struct timespec *t) {
+  static int (*real)(clockid_t, struct timespec *);
+  if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+  int r = real(id, t);
+  if (id == CLOCK_REALTIME) t->tv_sec += jump();
+  return r;
+}
+int gettimeofday(struct timeval *t, void *zone) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  t->tv_sec = now.tv_sec;
+  t->tv_usec = now.tv_nsec / 1000;
+  return 0;
+}
+time_t time(time_t *out) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  if (out) *out = now.tv_sec;
+  return now.tv_sec;
+}
+"""
+
+
+@pytest.fixture
+def jumping_clock(tmp_path, monkeypatch):
+    """Under what is started afterwards, the wall clock jumps by a day every fifty looks at it."""
+    source, library = tmp_path / "jumps.c", tmp_path / "jumps.so"
+    source.write_text(JUMPS)
+    if shutil.which("gcc") is None:
+        pytest.skip("no compiler for the clock")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    look = [sys.executable, "-c", "import time; print(*{time.time() // 9e3 for _ in range(400)})"]
+    assert len(subprocess.check_output(look).split()) == 3
+    monkeypatch.delenv("LD_PRELOAD")
+    return library
+
+
+def test_a_clock_that_jumps(together, jumping_clock, monkeypatch):
+    straight = together("straight", processes=1, gloo=False)
+    straight.start()
+    assert ended(straight) == [0], straight.said()
+    run = together("run", "guard.timeout_s=120", processes=1, gloo=False)
+    monkeypatch.setenv("LD_PRELOAD", str(jumping_clock))
+    run.arguments.append("steps=8")
+    run.start()
+    assert ended(run) == [0], run.said()
+    run.arguments.append("steps=12")  # and resumed
+    run.start()
+    assert ended(run) == [0], run.said()
+    assert first_difference(straight.out, run.out) is None

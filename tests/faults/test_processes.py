@@ -1,0 +1,93 @@
+"""Several processes are one run: the same bits, the same files, and ends that are told apart."""
+
+import signal
+import time
+
+import pytest
+from curves import curve, first_difference, steps_done
+
+from teukenjax.errors import LOST, PREEMPTED, UserError
+from teukenjax.processes import Membership, join
+
+LIMIT_S = 240  # of a machine that is busy with other things
+
+
+def until(run, steps: int) -> None:
+    end = time.monotonic() + LIMIT_S
+    while steps_done(run.out) < steps:
+        assert time.monotonic() < end, run.said()
+        assert all(process.poll() is None for process in run.running), run.said()
+        time.sleep(0.1)
+
+
+def test_two_processes_are_bit_for_bit_one(together):
+    alone, both = together("alone", processes=1, devices=2, gloo=False), together("b", processes=2)
+    alone.start()
+    assert alone.wait(LIMIT_S) == [0], alone.said()
+    both.start()
+    assert both.wait(LIMIT_S) == [0, 0], both.said()
+    assert first_difference(alone.out, both.out) is None
+    assert len(curve(both.out)) == 12
+    assert {path.name for path in both.out.iterdir()} == {path.name for path in alone.out.iterdir()}
+    assert "goodput: of" in both.said(0)
+    assert "goodput" not in both.said(1)  # one process speaks
+
+
+def test_a_killed_process_ends_the_others_and_the_run_goes_on(together):
+    """Elastic too: killed with two processes, it goes on in one with two devices."""
+    straight, run = together("straight", processes=1, devices=2), together("run", processes=2)
+    straight.start()
+    assert straight.wait(LIMIT_S) == [0], straight.said()
+    run.arguments.append("steps=5000")
+    run.start()
+    until(run, 7)
+    run.send(signal.SIGKILL, 1)
+    assert run.wait(LIMIT_S) == [LOST, -signal.SIGKILL], run.said()
+    assert "no sign of life from process 1" in run.said()
+    again = together("run", "steps=12", processes=1, devices=2)
+    again.start()
+    assert again.wait(LIMIT_S) == [0], again.said()
+    assert "at step " in again.said()
+    assert first_difference(straight.out, again.out) is None
+
+
+def test_a_signal_to_one_process_saves_in_all(together):
+    run = together("run", "steps=5000", "checkpoint.every=4000", processes=2)
+    run.start()
+    until(run, 3)
+    run.send(signal.SIGUSR1, 1)
+    assert run.wait(LIMIT_S) == [PREEMPTED, PREEMPTED], run.said()
+    saved = [int(path.name) for path in (run.out / "checkpoints").iterdir()]
+    assert saved == [steps_done(run.out)]  # not a step is lost
+    assert f"goes on from step {saved[0]}" in run.said()
+
+
+def test_a_process_that_hangs_is_named(together):
+    run = together("run", "steps=5000", "guard.timeout_s=10", processes=2)
+    run.start()
+    until(run, 3)
+    run.send(signal.SIGSTOP, 1)
+    deadline = time.monotonic() + LIMIT_S
+    while run.running[0].poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert run.running[0].poll() == LOST, run.said()
+    assert "no sign of life from process 1" in run.said()
+    assert "last seen at step" in run.said()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (Membership("node1:1", 2, 2), "--process=2: 0 … 1 is allowed with --processes=2"),
+        (Membership("node1", 2, 0), "--coordinator=node1: HOST:PORT"),
+        (Membership("node1:99999", 2, 0), "--coordinator=node1:99999: HOST:PORT"),
+        (Membership(None, 2, 0), "give all three"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused(given, message):
+    with pytest.raises(UserError, match=message):
+        join(given, {})
+
+
+def test_without_a_place_there_is_one_process():
+    join(Membership(), {"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"})  # of a shell in an allocation
