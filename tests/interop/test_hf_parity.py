@@ -12,6 +12,7 @@ from teukenjax.data.tokenizer import Tokenizer
 from teukenjax.infer import Generator, Sampling
 from teukenjax.interop import export_hf
 from teukenjax.model import single_device
+from teukenjax.model.teuken import REFERENCE
 from teukenjax.recipe import ComputeConfig
 
 # Their warnings are not ours to mend.
