@@ -212,7 +212,7 @@ def _reason(error: BaseException) -> str:
     return text if len(text) <= 320 else f"{text[:120]} … {text[-200:]}"
 
 
-def _pieces(x: Array) -> ocp.SaveArgs:
+def _pieces(x: jax.Array) -> ocp.SaveArgs:
     layers = (0,) if x.ndim > 2 else ()  # a stack of matrices; a table is cut into rows
     return ocp.SaveArgs(chunk_byte_size=STORED_BYTES, shard_axes=layers)
 
