@@ -74,7 +74,7 @@ def _kernel(body, out_type, programs: int, interpret):
     )
 
 
-def _strided(D: int) -> plgpu.Layout:
+def _strided(D: int):
     return plgpu.Layout.WG_STRIDED((D,), vec_size=VECTOR)
 
 

@@ -18,6 +18,7 @@ from teukenjax.kernels import hopper
 from teukenjax.kernels.hopper import CHUNK, PART, TILE, WARPGROUPS
 
 MULTIPLES = (TILE[1], hopper.DEPTH)  # of m and of k
+CHUNKS = PART // CHUNK
 BAND = 16  # tile rows that are walked down together, so that panels of Y are met in the L2 cache
 
 
@@ -74,20 +75,31 @@ def _body(tiles_gmem, x_gmem, y_gmem, *rest, alpha, beta, adds):
                     old = addend_gmem.at[(z, *here)]
                     old = plgpu.load(old, layout=plgpu.Layout.WGMMA, optimized=False)
                     chunk += beta * old.astype(jnp.float32)
-                store(chunk.astype(out_gmem.dtype), z, here, row, part, out_smem)
+                block = row * CHUNKS + r // CHUNK, part * CHUNKS + c // CHUNK
+                store(chunk.astype(out_gmem.dtype), z, here, block, out_smem)
 
-    def store(chunk, z, here, row, part, out_smem):
+    def store(chunk, z, here, block, out_smem):
         straight, mirrored = (out_smem.at[lax.axis_index("warpgroup"), i] for i in range(2))
+        up, left = block
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         straight[...] = chunk
         mirrored.T[...] = plgpu.layout_cast(chunk, plgpu.Layout.WGMMA_TRANSPOSED)
         plgpu.commit_smem()
 
-        @pl.when(part >= row)
+        # On the diagonal both sides were multiplied, and rounded apart: Newton–Schulz would let
+        # such a difference grow. Their mean is symmetric.
+        @pl.when(left == up)
+        def _():
+            other = plgpu.load(mirrored, layout=plgpu.Layout.WGMMA, optimized=False)
+            mean = 0.5 * (chunk.astype(jnp.float32) + other.astype(jnp.float32))
+            straight[...] = mean.astype(chunk.dtype)
+            plgpu.commit_smem()
+
+        @pl.when(left >= up)
         def _():
             plgpu.copy_smem_to_gmem(straight, out_gmem.at[(z, *here)])
 
-        @pl.when(part > row)
+        @pl.when(left > up)
         def _():
             plgpu.copy_smem_to_gmem(mirrored, out_gmem.at[(z, *here[::-1])])
 
