@@ -21,6 +21,7 @@ from teukenjax.hardware import find_hardware
 from teukenjax.infer.decoder import Decoder
 from teukenjax.infer.sampling import Choice, Sampling
 from teukenjax.model import single_device
+from teukenjax.model.teuken import REFERENCE
 from teukenjax.recipe import ComputeConfig, ModelConfig, read_yaml, validate
 
 REPEATS = 5
@@ -30,7 +31,7 @@ def main() -> None:
     """Prints reading, prefill and decoding at several batches and lengths."""
     options = arguments()
     config = validate(ModelConfig, read_yaml(options.model), str(options.model))
-    compute = ComputeConfig(dtype="bfloat16", remat="none", attention="xla")
+    compute = ComputeConfig(dtype="bfloat16", remat="none", kernels=REFERENCE)
     model = single_device(config, compute)
     device = jax.devices()[0]
     print(f"{device.device_kind}, jax {version('jax')}, {options.model.stem} in bfloat16")

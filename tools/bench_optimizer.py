@@ -32,7 +32,7 @@ from teukenjax.recipe import load
 from teukenjax.sharding import make_layout
 from teukenjax.train.batch import Batch, place_batch
 from teukenjax.train.state import Program
-from teukenjax.train.step import accumulate
+from teukenjax.train.step import accumulate_in_place
 
 GIB = 2**30
 OPTIMIZERS = {
@@ -161,7 +161,7 @@ def time_micro_batch(program: Program, sequences: int, repeats: int) -> float:
     def gradients(params, batch: Batch):
         start = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
         batch = batch.normalised()
-        return accumulate(loss_fn, params, batch, start, program.placed.gradients)
+        return accumulate_in_place(loss_fn, params, batch, start, program.placed.gradients)
 
     seed = jnp.uint32(0)
     params = jax.jit(model.init, out_shardings=program.placed.params)(seed)

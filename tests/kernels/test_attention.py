@@ -96,7 +96,7 @@ def test_cached_attention_is_the_last_rows_of_full_attention(heads, start, new):
     q, k, v = random_qkv(5, heads)
     end = start + new
     cache = (np.concatenate([x, np.full_like(x, 1e30)], axis=1) for x in (k, v))
-    mixed = cached(q[:, start:end], *cache, jnp.int32(start))
+    mixed = cached(q[:, start:end], *cache, jnp.full(2, start, jnp.int32))
     np.testing.assert_allclose(mixed, oracle(q, k, v)[:, start:end], **FP32)
 
 
@@ -104,7 +104,7 @@ def test_cache_after_a_query_is_not_read():
     q, k, v = random_qkv(6, (4, 2))
     for x in (k, v):
         x[:, 5:] = 1e30
-    poisoned = cached(q[:, 3:5], k, v, 3)
+    poisoned = cached(q[:, 3:5], k, v, np.full(2, 3, np.int32))
     for x in (k, v):
         x[:, 5:] = 0
-    np.testing.assert_array_equal(poisoned, cached(q[:, 3:5], k, v, 3))
+    np.testing.assert_array_equal(poisoned, cached(q[:, 3:5], k, v, np.full(2, 3, np.int32)))

@@ -342,20 +342,3 @@ def test_bfloat16_loss_is_within_a_hundredth_of_float32(config):
     ]
     assert losses[0] != losses[1]
     assert abs(losses[0] - losses[1]) < 1e-2
-
-
-@both
-@pytest.mark.parametrize("pieces", [(1,) * 12, (5, 1, 4, 2)], ids=str)
-def test_decoding_in_pieces_is_the_hidden_states_of_the_whole(config, pieces):
-    params, model = random_params(config), model_of(config)
-    tokens = random_tokens(config, (2, 12))
-    decode = jax.jit(lambda *args: model.bind(params).decode(*args))
-    shape = (config.layers, 2, 16, config.kv_heads, config.head_dim)
-    cache = (np.full(shape, 1e9, np.float32),) * 2  # what was never written is never used
-    hidden, start = [], 0
-    for length in pieces:
-        x, cache = decode(tokens[:, start : start + length], cache, jnp.int32(start))
-        hidden.append(x)
-        start += length
-    whole = jax.jit(lambda tokens: model.bind(params).hidden(tokens))(tokens)
-    np.testing.assert_allclose(np.concatenate(hidden, axis=1), whole, **FP32)

@@ -83,7 +83,7 @@ def test_it_begins_with_the_bases_weights(make_sft, base, console):
     state, first = run._start()
     assert first == 0
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), params_of(base))
-    assert not any(np.asarray(x).any() for x in jax.tree.leaves(state.opt_state))
+    assert not any(np.asarray(x).any() for x in jax.tree.leaves(state.opt_state.inner))
     run.checkpoints.close()
 
 
@@ -92,7 +92,7 @@ def test_adapters_are_trained_alone_merged_when_loaded_and_exported(
 ):
     lora = {"rank": 2, "alpha": 4.0, "targets": ["query", "up"]}
     run = Run(make_sft(sft={"lora": lora}), console, TuningSource)
-    held = jax.tree.leaves(run.program.abstract_state.opt_state)
+    held = jax.tree.leaves(run.program.abstract_state.opt_state.inner)
     adapters, frozen = run.program.model.split(run.program.abstract_state.params)
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (adapters, frozen)]
     assert sum(leaf.size for leaf in held if leaf.ndim) == 2 * sizes[0] < sizes[1] / 4

@@ -99,7 +99,7 @@ def shares(events: list[Event], classes: Mapping[str, str], *, steps: int) -> Sh
     named = total = 0.0
     for event in events:
         kind = classes.get(event.instruction)
-        if kind is None and not event.on_gpu:
+        if kind is None and event.instruction and not event.on_gpu:
             continue
         if kind is None:
             kind, named = by_kernel(event.kernel), named + event.end - event.start

@@ -105,11 +105,11 @@ class Questions:
             raise UserError(f"{file}: {error}") from None
 
     def _from_hub(self, name, task, language, split):
-        import datasets
-
         hub = task.english if language == "en" else task.hub
         if hub is None:
             raise UserError(f"task '{name}' in '{language}' has no data set: give --task-data")
+        import datasets
+
         if language == "en" and split == task.split:
             split = task.english_split or split
         code = self._suite.codes.get(language, language.upper())

@@ -20,8 +20,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from teukenjax.infer.sampling import Choice, Sampling, sample
+from teukenjax.kernels.rms_norm.reference import reference_rms_norm
 from teukenjax.model import Functional
-from teukenjax.model.layers import embed, rms_norm, rope_angles
+from teukenjax.model.layers import embed, rope_angles
 from teukenjax.sharding import BATCH_AXES
 
 PIECE = 256
@@ -184,7 +185,7 @@ def advance(
         x, layer_cache = model.block(weights)(x, rope, None, layer_cache, start)
         extended.append(layer_cache)
     gain = params.get("final_norm", {}).get("gain")  # a model without gains has none here
-    return rms_norm(x, gain, c.norm_epsilon), tuple(extended)
+    return reference_rms_norm(x, gain, c.norm_epsilon), tuple(extended)
 
 
 def head(model: Functional, params: dict, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:

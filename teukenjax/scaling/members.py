@@ -22,7 +22,7 @@ from teukenjax.scaling.spec import Group, Multipliers
 from teukenjax.sharding import make_layout
 from teukenjax.train.batch import Batch
 from teukenjax.train.state import Program, TrainState
-from teukenjax.train.step import train_step
+from teukenjax.train.step import accumulate_values, train_step
 
 ROLES = tuple(Multipliers.model_fields)
 
@@ -111,7 +111,7 @@ class GroupProgram:
         """The first ``count`` of n steps, all members; and the steps done, to wait for."""
 
         def one(member: Members, run: TrainState, batch):
-            run, metrics = train_step(self._of(member))(run, Batch(batch))
+            run, metrics = train_step(self._of(member), accumulate_values)(run, Batch(batch))
             return run, metrics["loss"]
 
         def step(i, state: Together) -> Together:

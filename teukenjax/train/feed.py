@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from teukenjax.data.chat.stream import ChatStream
 from teukenjax.data.loader import batches
 from teukenjax.data.stream import Stream
 from teukenjax.errors import UserError
@@ -21,7 +22,9 @@ from teukenjax.train.batch import Batch, batch_sharding, place_batch
 class Feed:
     """An iterator over the batches from number ``first`` on; to be closed."""
 
-    def __init__(self, stream: Stream, batch: BatchConfig, layout: Layout, *, first: int):
+    def __init__(
+        self, stream: Stream | ChatStream, batch: BatchConfig, layout: Layout, *, first: int
+    ):
         self._parts, self._layout, self._next = batch.accumulation, layout, first
         shape = (self._parts, batch.sequences // self._parts, 1)
         rows = local_rows(batch_sharding(layout), shape)

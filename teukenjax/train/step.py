@@ -27,14 +27,19 @@ def make_train_step(program: Program) -> Callable[[TrainState, Batch], tuple[Tra
     )
 
 
-def train_step(program: Program) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def train_step(
+    program: Program, accumulate: Callable | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step ``(state, batch) → (state, metrics)``, a pure function.
 
     Metrics are fp32 scalars on the device: loss (nats per token), lr, and the global norms of
     gradient, update and parameters; besides, under ``norms``, the last observation of
     ``optim.telemetry``, packed, and the ``verdict`` of ``optim.guard``.
+
+    ``accumulate`` sums the micro-batches: in place by default, by value where a step is vmapped.
     """
     model, optimizer = program.model, program.optimizer
+    accumulate = accumulate or accumulate_in_place
 
     def step(state: TrainState, batch: Batch):
         """One update from one global batch."""
@@ -64,7 +69,7 @@ def train_step(program: Program) -> Callable[[TrainState, Batch], tuple[TrainSta
     return step
 
 
-def accumulate(loss_fn, params, batch: Batch, start, placement):
+def accumulate_in_place(loss_fn, params, batch: Batch, start, placement):
     """The micro-batches' losses summed, and ``start`` plus the sum of their gradients.
 
     Args:
@@ -85,3 +90,16 @@ def accumulate(loss_fn, params, batch: Batch, start, placement):
     sums = jax.tree.map(jax.new_ref, jax.lax.with_sharding_constraint(start, placement))
     loss, _ = jax.lax.scan(add, jnp.zeros(()), batch)
     return loss, jax.tree.map(jax.freeze, sums)
+
+
+def accumulate_values(loss_fn, params, batch: Batch, start, placement):
+    """The same with values instead of references, which vmap does not take."""
+
+    def add(total, micro_batch):
+        loss, grads = jax.value_and_grad(loss_fn)(params, micro_batch)
+        grads = jax.tree.map(jnp.add, total[1], grads)
+        return (total[0] + loss, jax.lax.with_sharding_constraint(grads, placement)), None
+
+    start = jax.lax.with_sharding_constraint(start, placement)
+    totals, _ = jax.lax.scan(add, (jnp.zeros(()), start), batch)
+    return totals
