@@ -84,7 +84,7 @@ def test_it_begins_with_the_bases_weights(make_sft, base, console):
     assert first == 0
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), params_of(base))
     assert not any(np.asarray(x).any() for x in jax.tree.leaves(state.opt_state.inner))
-    run.checkpoints.close()
+    run._close()
 
 
 def test_adapters_are_trained_alone_merged_when_loaded_and_exported(

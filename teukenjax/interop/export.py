@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from rich.progress import Progress
 
@@ -18,6 +19,7 @@ from teukenjax.interop.hf_weights import Tensor, dtype_name, hf_tensors
 from teukenjax.interop.resumable import Journal, Work, bit_sum, building, check_is_free, write_json
 from teukenjax.interop.safetensors_files import lay_out, write_rows, write_sums
 from teukenjax.recipe import ModelConfig, load
+from teukenjax.run import load_run
 
 SHARD_BYTES = 5_000_000_000
 Read = Callable[[Tensor, slice], np.ndarray]  # some rows of our piece for a tensor, fp32
@@ -55,11 +57,20 @@ def export_run(
     """
     check_is_free(out)
     path, step = find(run)
+    recipe = load(path / "recipe.yaml")
+    if recipe.sft is not None and recipe.sft.lora is not None:
+        # What is exported is in no file: adapters are merged as the run is loaded, in memory.
+        loaded = load_run(run, devices=jax.devices("cpu")[:1])
+        model, dtype = loaded.tokenizer.model, dtype or "bfloat16"
+        export_hf(
+            loaded.recipe.model, loaded.params, model, out, dtype=dtype, shard_bytes=shard_bytes
+        )
+        return
     checkpoints = Checkpoints(path)
     about = checkpoints.about(step)
     checkpoints.close()
     source = Source(
-        config=load(path / "recipe.yaml").model,
+        config=recipe.model,
         tokenizer_model=Tokenizer.load(path / "tokenizer").model,
         read=CheckpointArrays(path / FOLDER / str(step) / "state").read,
         imported=about.get("hugging_face", {}),

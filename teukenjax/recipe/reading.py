@@ -130,7 +130,7 @@ def _read_sections(section: type[Section], values: dict[str, Any], folder: Path)
             _read_sections(child, value, folder)
 
 
-def _section(parent: type[Section], *keys: str) -> type[Section] | None:
+def _section(parent: type[Section], *keys: object) -> type[Section] | None:
     """The section at a key of ``parent`` (or at a key of a key); none for everything else."""
     for key in keys:
         field = parent.model_fields.get(key)
