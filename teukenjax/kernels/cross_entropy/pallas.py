@@ -32,7 +32,7 @@ def exponentials(
 
     Args:
       hidden: bfloat16 (or float16) hidden states.
-      table: rows of the vocabulary, same dtype; V a multiple of 8.
+      table: rows of the vocabulary, same dtype. If V is no multiple of 64 it is copied, padded.
       valid: rows of ``table`` from here on are padding.
       keep: whether the exponentials are wanted, or the statistics alone.
       interpret: as ``pallas`` takes it.
@@ -42,9 +42,10 @@ def exponentials(
       exponentials, in fp32, for each of the P = ⌈V/128⌉ parts.
     """
     C, V = len(hidden), len(table)
-    parts = -(-V // PART)
+    table = jnp.pad(table, ((0, -V % CHUNK), (0, 0)))
+    valid, parts = jnp.minimum(valid, V), -(-V // PART)
     statistic = jax.ShapeDtypeStruct((parts, C), jnp.float32)
-    kept = [jax.ShapeDtypeStruct((C, V), hidden.dtype)] if keep else []
+    kept = [jax.ShapeDtypeStruct((C, len(table)), hidden.dtype)] if keep else []
     kernel = plgpu.kernel(
         functools.partial(_body, keep=keep),
         out_type=[statistic, statistic, *kept],
@@ -54,7 +55,7 @@ def exponentials(
         **hopper.THREADS,
     )
     top, total, *kept = kernel(valid.reshape(1), hidden[None], table[None])
-    return kept[0] if keep else None, top, total
+    return kept[0][:, :V] if keep else None, top, total
 
 
 def _body(valid_gmem, hidden_gmem, table_gmem, top_gmem, sum_gmem, *kept, keep):
