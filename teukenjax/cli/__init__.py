@@ -60,8 +60,8 @@ def train(
     from teukenjax.flags import launch
     from teukenjax.processes import Membership, is_first, joined
 
-    launch(resolved.compute)
     with joined(Membership(coordinator, processes, process), os.environ):
+        launch(resolved.compute)
         from teukenjax.train.loop import train as run
         from teukenjax.train.report import print_next
 
