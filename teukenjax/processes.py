@@ -98,7 +98,7 @@ def join(given: Membership, environment: Mapping[str, str]) -> None:
         who = " ".join(f"{key}={value}" for key, value in member._asdict().items() if value)
         raise UserError(
             f"{who or 'processes'}: not all came together within {START_LIMIT_S:.0f} s: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from None
     client().key_value_set(f"host/{jax.process_index()}", socket.gethostname())
     threading.Thread(target=_listen, daemon=True).start()
@@ -164,10 +164,10 @@ def _absent(meeting: str, error: Exception) -> str:
     try:
         keys = [key for key, _ in client().key_value_dir_get(meeting)]
     except jax.errors.JaxRuntimeError:
-        return f"process 0, which coordinates, does not answer ({_first_line(error)})"
+        return f"process 0, which coordinates, does not answer ({first_line(error)})"
     came = {int(key.rsplit("/", 1)[1]) for key in keys}
     missing = [title(i) for i in range(jax.process_count()) if i not in came]
-    return f"{', '.join(missing)} did not come" if missing else _first_line(error)
+    return f"{', '.join(missing)} did not come" if missing else first_line(error)
 
 
 def title(process: int) -> str:
@@ -235,5 +235,6 @@ def _listen() -> None:
         time.sleep(LISTEN_S)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of what it says: the runtime appends stacks."""
     return str(error).strip().split("\n")[0]

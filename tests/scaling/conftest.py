@@ -1,11 +1,7 @@
 """A token store and a sweep small enough to train in seconds."""
 
-import shutil
-
 import pytest
 from rich.console import Console
-
-from teukenjax.data.prepare import SAMPLE, prepare
 
 RECIPE = """
 out: unused
@@ -27,21 +23,6 @@ log2_tokens: {tokens}
 seeds: {seeds}
 multipliers: {multipliers}
 """
-
-
-@pytest.fixture(scope="session")
-def store(tmp_path_factory):
-    """Four languages of the bundled sample, one document in four held out."""
-    text = tmp_path_factory.mktemp("text")
-    for language in ("de", "el", "en", "mt"):
-        shutil.copy(SAMPLE / f"{language}.txt", text)
-    path = tmp_path_factory.mktemp("data") / "store"
-    return prepare(text, path, train_tokenizer=900, holdout=0.25, progress=False)
-
-
-@pytest.fixture
-def console():
-    return Console(quiet=True)
 
 
 def write_sweep(

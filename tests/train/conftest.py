@@ -1,33 +1,13 @@
 """A real token store and a recipe small enough to train in seconds."""
 
 import functools
-import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from rich.console import Console
 
-from teukenjax.data.prepare import SAMPLE, prepare
 from teukenjax.optim import lmo, sharded
 from teukenjax.recipe import Recipe, validate
-
-LANGUAGES = ("de", "el", "en", "mt")
-
-
-@pytest.fixture(scope="session")
-def store(tmp_path_factory):
-    """Four languages of the bundled sample, one document in four held out."""
-    text = tmp_path_factory.mktemp("text")
-    for language in LANGUAGES:
-        shutil.copy(SAMPLE / f"{language}.txt", text)
-    path = tmp_path_factory.mktemp("data") / "store"
-    return prepare(text, path, train_tokenizer=900, holdout=0.25, progress=False)
-
-
-@pytest.fixture
-def console():
-    return Console(quiet=True)
 
 
 @pytest.fixture

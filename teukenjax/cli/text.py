@@ -12,6 +12,10 @@ from teukenjax.errors import UserError
 data = typer.Typer(help="Text in, token stores out.", no_args_is_help=True)
 tokenizer = typer.Typer(help="Train tokenizers and compare them.", no_args_is_help=True)
 
+TextOption = Annotated[
+    str, typer.Option("--data", help='A file, a directory, or "sample" (bundled).')
+]
+
 
 @data.command()
 def prepare(
@@ -136,9 +140,7 @@ def train_tokenizer(
     ],
     vocab_size: Annotated[int, typer.Option(min=1, help="Number of pieces.")],
     out: Annotated[Path, typer.Option(help="A folder to make.")],
-    text: Annotated[
-        str, typer.Option("--data", help='A file, a directory, or "sample" (bundled).')
-    ] = "sample",
+    text: TextOption = "sample",
     bytes_per_language: Annotated[
         int, typer.Option(min=1, help="Of the language with the largest share; others less.")
     ] = 1_000_000,
@@ -164,9 +166,7 @@ def report_tokenizers(
         list[Path],
         typer.Argument(metavar="T...", help="SentencePiece models, tokenizer.json, or folders."),
     ],
-    text: Annotated[
-        str, typer.Option("--data", help='A file, a directory, or "sample" (bundled).')
-    ] = "sample",
+    text: TextOption = "sample",
     bytes_per_language: Annotated[
         int, typer.Option(min=1, help="Size of the sample of lines.")
     ] = 1_000_000,

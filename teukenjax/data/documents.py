@@ -8,19 +8,16 @@ A damaged *file* is always refused: what follows the damage would be missing wit
 
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import zstandard
-
 from teukenjax.data.records import (
     MAX_LINE_BYTES,
     Oversized,
     json_lines,
+    named,
     parquet_rows,
     text_blocks,
 )
@@ -64,11 +61,16 @@ def find_files(path: str | Path) -> list[Path]:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or directory")
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    found = [file for file in files if file.name.endswith(SUFFIXES) and file.is_file()]
+    found = files_ending(path, SUFFIXES)
     if not found:
         raise UserError(f"{path}: no text files found: allowed: {', '.join(SUFFIXES)}")
     return found
+
+
+def files_ending(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files at ``path`` (itself, or all below a directory) with such names, sorted."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [file for file in files if file.name.endswith(suffixes) and file.is_file()]
 
 
 @dataclass(frozen=True)
@@ -186,18 +188,10 @@ class DocumentReader:
         """All lines, unchecked; what is wrong with a whole file is raised here."""
         self.lines = self.bytes_read = 0
         for path in self.files:
-            try:
+            with named(path):
                 for number, raw in self._raw(path):
                     self.lines += 1
                     yield Record(str(path), number, raw)
-            except EOFError:
-                raise UserError(f"{path}: ends in the middle of its compressed data") from None
-            except (zstandard.ZstdError, zlib.error, pa.ArrowException) as error:
-                raise UserError(f"{path}: is damaged: {' '.join(str(error).split())}") from None
-            except OSError as error:
-                # Arrow raises OSErrors without a strerror for pages that do not unpack.
-                reason = " ".join((error.strerror or str(error)).split())
-                raise UserError(f"{path}: cannot be read: {reason}") from None
 
     def _raw(self, path: Path) -> Iterator[tuple[int, Any]]:
         if path.suffix == ".txt":

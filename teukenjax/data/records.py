@@ -10,6 +10,7 @@ an ``Oversized``, of which only the beginning is kept, so no line can fill the m
 import codecs
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,22 @@ class Oversized:
 
     beginning: bytes
     size: int  # bytes
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """What goes wrong with a whole file inside the block becomes a UserError that names it."""
+    try:
+        yield
+    except EOFError:
+        raise UserError(f"{path}: ends in the middle of its compressed data") from None
+    # Arrow takes the names of a damaged file's columns for UTF-8.
+    except (zstandard.ZstdError, zlib.error, pa.ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is damaged: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        # Arrow raises OSErrors without a strerror for pages that do not unpack.
+        reason = " ".join((error.strerror or str(error)).split())
+        raise UserError(f"{path}: cannot be read: {reason}") from None
 
 
 def json_lines(path: Path, advance: Advance) -> Iterator[tuple[int, bytes | Oversized]]:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from rich.progress import Progress
 
+from teukenjax.bits import host_bit_sum
 from teukenjax.checkpoint import FOLDER, Checkpoints, find
 from teukenjax.data.progress import progress_bar
 from teukenjax.data.tokenizer import Tokenizer
@@ -16,7 +17,7 @@ from teukenjax.interop.checkpoint_arrays import CheckpointArrays
 from teukenjax.interop.hf_config import generation_config, model_config
 from teukenjax.interop.hf_tokenizer import parse_model, write_tokenizer
 from teukenjax.interop.hf_weights import Tensor, dtype_name, hf_tensors
-from teukenjax.interop.resumable import Journal, Work, bit_sum, building, check_is_free, write_json
+from teukenjax.interop.resumable import Journal, Work, building, check_is_free, write_json
 from teukenjax.interop.safetensors_files import lay_out, write_rows, write_sums
 from teukenjax.recipe import ModelConfig, load
 from teukenjax.run import load_run
@@ -156,7 +157,7 @@ def _write(read: Read, tensor: Tensor, place) -> int:
     total = 0
     for ours, theirs in tensor.blocks():
         block = read(tensor, ours)
-        total += bit_sum(block)
+        total += host_bit_sum(block)
         write_rows(place, theirs, tensor.to_hf(block, theirs))
     return total % 2**32
 

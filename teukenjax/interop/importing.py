@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from teukenjax.bits import host_bit_sum
 from teukenjax.checkpoint import FOLDER
 from teukenjax.data.begun import fingerprint_files
 from teukenjax.data.progress import progress_bar
@@ -19,7 +20,7 @@ from teukenjax.errors import UserError
 from teukenjax.interop.checkpoint_arrays import CheckpointArrays, write_checkpoint_metadata
 from teukenjax.interop.hf_config import from_hf, read_json
 from teukenjax.interop.hf_weights import Tensor, hf_tensors
-from teukenjax.interop.resumable import Work, bit_sum, building
+from teukenjax.interop.resumable import Work, building
 from teukenjax.interop.safetensors_files import SUMS, Stored, check_sums, stored_tensors
 from teukenjax.recipe import (
     AdamWConfig,
@@ -131,7 +132,7 @@ def _write(arrays: CheckpointArrays, tensor: Tensor, entry: Stored) -> int:
             raise UserError(f"{entry.file}: {tensor.name} holds NaN or infinite values")
         block = np.ascontiguousarray(tensor.from_hf(block, ours))
         arrays.write(tensor, ours, block)
-        total += bit_sum(block)
+        total += host_bit_sum(block)
     return total % 2**32
 
 

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from teukenjax.data.begun import working_in
 from teukenjax.errors import UserError
 
@@ -49,11 +47,6 @@ class Work(NamedTuple):
 
     content: Path
     journal: Journal
-
-
-def bit_sum(array: np.ndarray) -> int:
-    """Σ of the bits of an fp32 array as 32-bit words, modulo 2^32, as checkpoints keep it."""
-    return int(np.sum(np.ascontiguousarray(array).view(np.uint32), dtype=np.uint32))
 
 
 @contextmanager

@@ -44,15 +44,16 @@ class Device(NamedTuple):
         return cls(device.platform, device.device_kind)
 
     @property
-    def is_gpu(self) -> bool:
-        """Whether it is a GPU at all."""
-        return self.platform in ("gpu", "cuda")
+    def gpu_refusal(self) -> str | None:
+        """Why no GPU's kernel can run here; None on a GPU."""
+        is_gpu = self.platform in ("gpu", "cuda")
+        return None if is_gpu else f"the device is a {self.platform}, not a GPU"
 
     @property
     def pallas_refusal(self) -> str | None:
         """Why our kernels cannot run here; None when they can."""
-        if not self.is_gpu:
-            return f"the device is a {self.platform}, not a GPU"
+        if self.gpu_refusal is not None:
+            return self.gpu_refusal
         if not any(name in self.kind for name in HOPPER):
             return f"the GPU is {self.kind or 'not known'}, not one of {', '.join(HOPPER)}"
         return None
@@ -72,12 +73,11 @@ def choose_kernels(recipe: Recipe, device: Device, *, tokens: int) -> dict[str, 
     model, compute = recipe.model, recipe.compute
     ours, dtype = device.pallas_refusal, compute.dtype
     is_16_bit = None if dtype == "bfloat16" else f"compute.dtype is {dtype}, not bfloat16"
-    gpu = None if device.is_gpu else f"the device is a {device.platform}, not a GPU"
     cudnn = cudnn_refusal(dtype=dtype, head_dim=model.head_dim, segments=recipe.data.segmented)
     norm = rms_norm.refusal(dtype=dtype, width=model.width, gain=model.norm_gain)
     head = {"T": min(compute.head_chunk, tokens), "D": model.width, "V": model.vocab_size}
     cases = {
-        "attention": ({"cudnn": gpu or cudnn}, {"S": model.context}, "cudnn"),
+        "attention": ({"cudnn": device.gpu_refusal or cudnn}, {"S": model.context}, "cudnn"),
         "cross_entropy": ({"pallas": ours or is_16_bit}, head, "reference"),
         "rms_norm": ({"pallas": ours or norm}, {"T": tokens, "D": model.width}, "reference"),
         "symmetric_matmul": ({"pallas": ours}, {"m": model.width}, "reference"),

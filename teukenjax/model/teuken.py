@@ -237,6 +237,7 @@ def _spec_of(path, node: Weight) -> WeightSpec:
     return node.spec.stacked("layers") if in_stack else node.spec
 
 
+@functools.cache  # it traces the whole model, and the loop asks at every step
 def parameter_count(config: ModelConfig) -> int:
     """Parameters of the model as published: without padding rows, a tied table once."""
     padding = (padded_vocab(config) - config.vocab_size) * config.width

@@ -49,7 +49,9 @@ class Watch:
         what, self._patience = self._what, math.inf
         try:
             if processes.client() is not None and _came_from_outside(error):
-                raise TryAgainError(f"{what}: {_fault()} ({_first_line(error)})", LOST) from None
+                raise TryAgainError(
+                    f"{what}: {_fault()} ({processes.first_line(error)})", LOST
+                ) from None
         finally:
             self._ended.set()
 
@@ -118,7 +120,3 @@ def _silent() -> str:
 def _pulses() -> dict[int, str]:
     pairs = processes.client().key_value_dir_get("pulse/")
     return {int(key.rsplit("/", 1)[1]): value for key, value in pairs}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from teukenjax.data.chat.messages import Conversation, parse
 from teukenjax.data.chat.template import system_sentences
-from teukenjax.data.documents import parse_json
-from teukenjax.data.records import json_lines
+from teukenjax.data.documents import files_ending, parse_json
+from teukenjax.data.records import ROWS, json_lines, named
 from teukenjax.errors import UserError, nearest
 from teukenjax.recipe import ChatSource, SftConfig
 
@@ -112,8 +111,7 @@ def _files(source: ChatSource) -> list[Path]:
     path = TOY if source.data == "toy" else Path(source.data)
     if not path.exists():
         raise UserError(f"sft.sources: {path}: no such file or directory")
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    files = [file for file in files if file.name.endswith(SUFFIXES) and file.is_file()]
+    files = files_ending(path, SUFFIXES)
     if not files:
         raise UserError(f"sft.sources: {path}: no files of {', '.join(SUFFIXES)} found")
     return files
@@ -121,17 +119,13 @@ def _files(source: ChatSource) -> list[Path]:
 
 def _values(file: Path) -> Iterator[tuple[int, Any]]:
     """Number from 1, and the row: undecoded lines of JSON, or Parquet's values."""
-    try:
+    with named(file):
         if file.suffix != ".parquet":
             yield from json_lines(file, lambda _: None)
             return
         with pq.ParquetFile(file) as parquet:
             number = 0
-            for batch in parquet.iter_batches(batch_size=1024):
+            for batch in parquet.iter_batches(batch_size=ROWS):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except EOFError:
-        raise UserError(f"{file}: ends in the middle of its compressed data") from None
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None

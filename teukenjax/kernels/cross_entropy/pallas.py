@@ -26,7 +26,6 @@ def exponentials(
     valid: Int[Array, ""],
     *,
     keep: bool = True,
-    interpret=None,
 ) -> tuple[Float[Array, "C V"] | None, Float[Array, "P C"], Float[Array, "P C"]]:
     """exp(logits − top) and its statistics by parts of 128 columns; C a multiple of 128.
 
@@ -35,7 +34,6 @@ def exponentials(
       table: rows of the vocabulary, same dtype. If V is no multiple of 64 it is copied, padded.
       valid: rows of ``table`` from here on are padding.
       keep: whether the exponentials are wanted, or the statistics alone.
-      interpret: as ``pallas`` takes it.
 
     Returns:
       exp(logit − top of its row and part), in the dtype of ``hidden``; top, and the sum of the
@@ -51,7 +49,6 @@ def exponentials(
         out_type=[statistic, statistic, *kept],
         grid=(hopper.processors(),),
         grid_names=("sm",),
-        interpret=interpret,
         **hopper.THREADS,
     )
     top, total, *kept = kernel(valid.reshape(1), hidden[None], table[None])

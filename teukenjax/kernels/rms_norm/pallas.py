@@ -24,8 +24,6 @@ def forward(
     residual: Float[Array, "T D"] | None,
     gain: Float[Array, " D"],
     epsilon: float,
-    *,
-    interpret=None,
 ) -> tuple[Float[Array, "T D"], Float[Array, "T D"]]:
     """h = x + residual (x itself without one), and h / rms(h) · gain."""
     like_x = jax.ShapeDtypeStruct(x.shape, x.dtype)
@@ -34,7 +32,6 @@ def forward(
         functools.partial(_forward, epsilon=epsilon, adds=adds),
         [like_x, like_x] if adds else [like_x],
         FORWARD_PROGRAMS,
-        interpret,
     )
     out = kernel(x, residual, gain) if adds else kernel(x, gain)
     return tuple(out) if adds else (x, out[0])
@@ -46,8 +43,6 @@ def backward(
     dh: Float[Array, "T D"] | None,
     dy: Float[Array, "T D"],
     epsilon: float,
-    *,
-    interpret=None,
 ) -> tuple[Float[Array, "T D"], Float[Array, " D"]]:
     """The cotangent of h, to which ``dh`` of its other uses is added, and the gain's."""
     programs = BACKWARD_PROGRAMS * hopper.processors()
@@ -58,19 +53,17 @@ def backward(
             jax.ShapeDtypeStruct((programs, h.shape[1]), jnp.float32),
         ],
         BACKWARD_PROGRAMS,
-        interpret,
     )
     dx, parts = kernel(h, dy, *(() if dh is None else (dh,)), gain)
     return dx, parts.sum(axis=0)
 
 
-def _kernel(body, out_type, programs: int, interpret):
+def _kernel(body, out_type, programs: int):
     return plgpu.kernel(
         body,
         out_type=out_type,
         grid=(programs * hopper.processors(),),
         grid_names=("program",),
-        interpret=interpret,
     )
 
 

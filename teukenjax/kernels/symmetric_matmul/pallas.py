@@ -29,7 +29,6 @@ def symmetric_product(
     *,
     alpha: float,
     beta: float,
-    interpret=None,
 ) -> Float[Array, "Z m m"]:
     """alpha · X Yᵀ + beta · addend for m in multiples of 256 and k of 64; see ``api``."""
     Z, m, _ = x.shape
@@ -39,7 +38,6 @@ def symmetric_product(
         out_type=jax.ShapeDtypeStruct((Z, m, m), x.dtype),
         grid=(hopper.processors(),),
         grid_names=("sm",),
-        interpret=interpret,
         **hopper.THREADS,
     )
     return kernel(tiles, x, y, *(() if addend is None else (addend,)))
