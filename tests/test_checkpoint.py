@@ -93,6 +93,21 @@ def test_damage_is_one_line_that_names_the_checkpoint(damage, tmp_path):
     checkpoints.close()
 
 
+def test_a_process_lost_during_a_save_is_not_the_disks_fault(tmp_path, monkeypatch):
+    lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+    def fail():
+        raise RuntimeError("the save failed") from lost
+
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints._manager, "wait_until_finished", fail)
+        with pytest.raises(jax.errors.JaxRuntimeError) as met:
+            checkpoints.wait()
+    assert met.value is lost
+    checkpoints.close()
+
+
 def test_find_takes_a_run_or_one_of_its_checkpoints(tmp_path):
     save(tmp_path, [3, 5]).close()
     (tmp_path / "recipe.yaml").write_text("")

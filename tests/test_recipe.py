@@ -71,6 +71,14 @@ def test_key_of_the_other_optimizer_is_unknown(small):
     )
 
 
+@pytest.mark.parametrize("key", ["s[chedule", "adamw"])
+def test_an_unknown_key_may_look_like_the_name_of_a_variant(small, key):
+    small.write_text(f"{small.read_text()}\n{key}: 1\n")
+    with pytest.raises(UserError) as caught:
+        load(small)
+    assert str(caught.value).startswith(f"{small}: unknown key '{key}': ")
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

@@ -169,6 +169,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # of this save, or of one before it that went on meanwhile
+            met = _innermost(error)
+            if isinstance(met, jax.errors.JaxRuntimeError):
+                raise met from None  # no disk's: another process is gone, as ``train.watch`` says
             raise UserError(
                 f"{self.folder}: a checkpoint cannot be written: {_reason(error)}; "
                 "those before it are whole"
@@ -203,10 +206,16 @@ def _handlers() -> dict[str, ocp.CheckpointHandler]:
     return {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
 
 
-def _reason(error: BaseException) -> str:
-    """One line: Orbax wraps what met the fault first in layers of its own; the innermost says."""
+def _innermost(error: BaseException) -> BaseException:
+    """What met the fault first, which Orbax wraps in layers of its own."""
     while inner := error.__cause__ or (not error.__suppress_context__ and error.__context__):
         error = inner
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    """One line of what met the fault first."""
+    error = _innermost(error)
     text = " ".join(str(error).split()) or type(error).__name__
     # TensorStore begins with the array and ends with the system's word.
     return text if len(text) <= 320 else f"{text[:120]} … {text[-200:]}"

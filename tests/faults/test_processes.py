@@ -8,6 +8,7 @@ from curves import curve, first_difference, steps_done
 
 from teukenjax.errors import LOST, PREEMPTED, UserError
 from teukenjax.processes import Membership, join
+from teukenjax.train.watch import PULSE_S
 
 LIMIT_S = 240  # of a machine that is busy with other things
 
@@ -33,12 +34,13 @@ def test_two_processes_are_bit_for_bit_one(together):
     assert "goodput" not in both.said(1)  # one process speaks
 
 
-def test_a_killed_process_ends_the_others_and_the_run_goes_on(together):
+@pytest.mark.parametrize("every", [1, 5])  # at every step, the kill often meets a save
+def test_a_killed_process_ends_the_others_and_the_run_goes_on(every, together):
     """Elastic too: killed with two processes, it goes on in one with two devices."""
     straight, run = together("straight", processes=1, devices=2), together("run", processes=2)
     straight.start()
     assert straight.wait(LIMIT_S) == [0], straight.said()
-    run.arguments.append("steps=5000")
+    run.arguments += ["steps=5000", f"checkpoint.every={every}"]
     run.start()
     until(run, 7)
     run.send(signal.SIGKILL, 1)
@@ -63,9 +65,10 @@ def test_a_signal_to_one_process_saves_in_all(together):
 
 
 def test_a_process_that_hangs_is_named(together):
-    run = together("run", "steps=5000", "guard.timeout_s=10", processes=2)
+    run = together("run", "steps=5000", "guard.timeout_s=10", "checkpoint.every=4000", processes=2)
     run.start()
     until(run, 3)
+    time.sleep(3 * PULSE_S)  # so that its last pulse is from a step, not from compiling
     run.send(signal.SIGSTOP, 1)
     deadline = time.monotonic() + LIMIT_S
     while run.running[0].poll() is None and time.monotonic() < deadline:

@@ -40,7 +40,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recip
     return validate(Recipe, values, str(path))
 
 
-def validate[S: Section](section: type[S], values: dict[str, Any], origin: str) -> S:
+def validate[S: Section](section: type[S], values: dict, origin: str) -> S:
     """Checks plain ``values`` against ``section``; ``origin`` names them in errors."""
     # By way of JSON, where a list may become a tuple and a string a path, and nothing else.
     # YAML's dates become strings: out=2026-01-31 is a name.
@@ -54,7 +54,7 @@ def validate[S: Section](section: type[S], values: dict[str, Any], origin: str) 
         raise UserError(f"{origin}: {_explain(error, section)}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict:
     """A YAML 1.2 mapping, as plain Python values."""
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -120,7 +120,7 @@ def flatten(section: Section) -> dict[str, Any]:
     return dict(walk("", section.model_dump(mode="json")))
 
 
-def _read_sections(section: type[Section], values: dict[str, Any], folder: Path) -> None:
+def _read_sections(section: type[Section], values: dict, folder: Path) -> None:
     """Puts the content of files in the place of their names."""
     for key, value in values.items():
         child = _section(section, key)
@@ -144,7 +144,7 @@ def _section(parent: type[Section], *keys: object) -> type[Section] | None:
     return parent
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def _override(values: dict, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override '{override}': expected key=value, as in steps=100")
@@ -184,15 +184,20 @@ def _position(target: list, name: str, override: str) -> int:
     return int(name)
 
 
+def _is_variant(part: str | int) -> bool:
+    return part in OPTIMIZERS or "[" in str(part)
+
+
 def _explain(error: pydantic.ValidationError, section: type[Section]) -> str:
     """The first complaint, in one line with the dotted key."""
     first = error.errors(include_url=False)[0]
     # Unions put the variant's name or its type into the location; neither is a key.
-    location = [str(part) for part in first["loc"] if part not in OPTIMIZERS]
-    location = [part for part in location if "[" not in part]
+    location = [str(part) for part in first["loc"] if not _is_variant(part)]
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
-        return f"unknown key '{key}': {nearest(location[-1], _keys_at(section, first['loc'][:-1]))}"
+        *outer, unknown = map(str, first["loc"])  # a key, whatever it looks like
+        key = ".".join([part for part in outer if not _is_variant(part)] + [unknown])
+        return f"unknown key '{key}': {nearest(unknown, _keys_at(section, first['loc'][:-1]))}"
     if first["type"] == "missing":
         return f"key '{key}' is missing"
     if first["type"] == "union_tag_invalid":  # the one union is told apart by its name
