@@ -10,6 +10,7 @@ from tiny import eight_devices, model_of, place
 
 from teukenjax.data.prepare import SAMPLE
 from teukenjax.data.tokenizer import train_tokenizer
+from teukenjax.errors import UserError
 from teukenjax.evaluate.benchmarks import run_suite
 from teukenjax.evaluate.harness import TeukenLM
 from teukenjax.interop import export_hf
@@ -103,10 +104,58 @@ def test_rolling_log_likelihoods_are_those_of_the_hf_backend(mine, theirs):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+LANGUAGES = ("de", "el", "bg", "ga", "mt")
+
+
+def questions() -> list[tuple[str, dict]]:
+    """Of five languages, from one word to more than the context, cut and stopped differently."""
+    asked = []
+    for language in LANGUAGES:
+        text = (SAMPLE / f"{language}.txt").read_text(encoding="utf-8")
+        for number, length in enumerate((9, 200, 1500, 6000)):
+            until = [["\n\n", "a"], ["ε"], "\n", []][number]
+            options = {"until": until, "max_gen_toks": (24, 5, 40, 60)[number]}
+            asked.append((text[:length], options | {"do_sample": False, "temperature": 0.0}))
+    return [*asked, ("Frage: Wer?\nAntwort:", {"until": ["Frage:"], "max_new_tokens": 7})]
+
+
 def test_generation_is_that_of_the_hf_backend(mine, theirs):
-    options = {"until": ["\n\n", "a"], "max_gen_toks": 12, "do_sample": False, "temperature": 0.0}
-    asked = requests("generate_until", ("The river", options), ("Frage: Wer?\nAntwort:", options))
-    assert mine.generate_until(asked) == theirs.generate_until(asked, disable_tqdm=True)
+    asked = requests("generate_until", *questions())
+    found, expected = (lm.generate_until(asked, disable_tqdm=True) for lm in (mine, theirs))
+    assert found == expected
+    stopped = [
+        len(mine.tok_encode(text)) < options.get("max_gen_toks", 7)
+        for text, (_, options) in zip(found, questions(), strict=True)
+    ]
+    assert any(stopped)
+    assert not all(stopped)
+
+
+def test_generation_follows_the_parameters_that_are_asked(mine, case, tokenizer):
+    """In training they are others each time."""
+    config, params = case
+    asked = requests("generate_until", *questions()[:2])
+    before, kept = mine.generate_until(asked), mine.params
+    flipped = jax.tree.map(lambda x: x[..., ::-1], params)
+    mine.params = place(mine.model, flipped)
+    after = mine.generate_until(asked)
+    mine.params = kept
+    assert after != before
+    assert after == ours((config, flipped), tokenizer).generate_until(asked)
+    assert mine.generate_until(asked) == before
+
+
+def test_options_that_are_not_known_and_answers_without_room_are_refused(mine):
+    for options, message in (
+        ({"num_beams": 4}, "generation_kwargs 'num_beams': allowed: do_sample"),
+        ({"max_gen_toks": CONTEXT}, f"max_gen_toks={CONTEXT}: leaves no room"),
+    ):
+        with pytest.raises(UserError, match=message):
+            mine.generate_until(requests("generate_until", ("Q", options)))
+    suite = local_tasks.suite()
+    long = suite.tasks["gsm8k"].model_copy(update={"new_tokens": 600})
+    with pytest.raises(UserError, match=r"tasks.gsm8k.new_tokens=600: leaves no room"):
+        run_suite(mine, suite.model_copy(update={"tasks": {"gsm8k": long}}))
 
 
 def test_every_score_of_a_suite_is_that_of_the_hf_backend(mine, theirs, folder):

@@ -57,4 +57,4 @@ def evaluate(
             batch_tokens=batch_tokens,
         )
     else:
-        command.faithful(console(), run, fidelity, out=out)
+        command.faithful(console(), run, fidelity, out=out, batch_tokens=batch_tokens)

@@ -11,6 +11,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
+from teukenjax.errors import UserError
 from teukenjax.evaluate.questions import WORDS
 from teukenjax.evaluate.suite import Questions, SuiteConfig, TaskConfig
 
@@ -31,8 +32,15 @@ def run_suite(
       limit: questions of each task and language; none: all.
 
     Raises:
-      UserError: as ``Questions`` does, before anything is asked.
+      UserError: as ``Questions`` does, before anything is asked; and for answers that are as long
+        as the model's context.
     """
+    for name, task in suite.tasks.items():
+        if task.kind == "gsm8k" and task.new_tokens >= lm.max_length:
+            raise UserError(
+                f"tasks.{name}.new_tokens={task.new_tokens}: leaves no room for a question in the "
+                f"model's context of {lm.max_length} tokens"
+            )
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     questions = Questions(suite, folder)
     tasks = {
@@ -80,7 +88,7 @@ def _task(name: str, task: TaskConfig, language: str, questions: Questions) -> C
         splits["examples"] = datasets.Dataset.from_list(examples)
         config["fewshot_split"] = "examples"
         config["fewshot_config"] = {"sampler": "first_n" if task.first_shots else "default"}
-    config |= _generated(language) if task.kind == "gsm8k" else _chosen(task.kind)
+    config |= _generated(task, language) if task.kind == "gsm8k" else _chosen(task.kind)
     return ConfigurableTask(config=config)
 
 
@@ -95,16 +103,17 @@ def _chosen(kind: str) -> dict[str, Any]:
     return config | ({"process_results": _true_mass} if kind == "truthfulqa_mc2" else {})
 
 
-def _generated(language: str) -> dict[str, Any]:
+def _generated(task: TaskConfig, language: str) -> dict[str, Any]:
     question, _ = WORDS[language]
-    until = {"until": ["\n\n", f"{question}:"], "do_sample": False, "temperature": 0.0}
+    stops = ["\n\n", f"{question}:"]
+    options = {"until": stops, "do_sample": False, "max_gen_toks": task.new_tokens}
     ignored = [",", "\\$", "(?s).*#### ", "\\.$"]
     match = _mean("exact_match") | {"ignore_case": True, "regexes_to_ignore": ignored}
     number = [{"function": "regex", "regex_pattern": STRICT}, {"function": "take_first"}]
     return {
         "output_type": "generate_until",
         "doc_to_target": lambda doc: doc["answer"],
-        "generation_kwargs": until,
+        "generation_kwargs": options,
         "metric_list": [match],
         "filter_list": [{"name": "none", "filter": number}],
     }

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -16,7 +15,7 @@ from teukenjax.data.store import TokenStore
 from teukenjax.data.stream import Stream
 from teukenjax.errors import UserError, disk_errors
 from teukenjax.evaluate import gaps as gap_report
-from teukenjax.evaluate.answers import Answer, Answers
+from teukenjax.evaluate.answers import Answers
 from teukenjax.evaluate.fidelity import detector, fidelity, print_fidelity, total
 from teukenjax.evaluate.in_training import import_harness
 from teukenjax.evaluate.suite import load_suite, read_scores
@@ -30,6 +29,7 @@ from teukenjax.evaluate.tables import (
     table_of_models,
 )
 from teukenjax.evaluate.text import print_scores, score_text, write_scores
+from teukenjax.infer.layout import decoding_layout
 from teukenjax.recipe import ChatSource, SftConfig
 from teukenjax.run import LoadedRun, load_run, write_atomically
 
@@ -131,15 +131,18 @@ def _print_rows(console: Console, rows: Rows) -> None:
     console.print(table)
 
 
-def faithful(console: Console, run: Path, source: str, *, out: Path | None) -> None:
+def faithful(
+    console: Console, run: Path, source: str, *, out: Path | None, batch_tokens: int
+) -> None:
     """How often the model answers in the language that it is asked in."""
     detector()  # before anything is loaded
-    loaded = load_run(run, devices=jax.devices()[:1])
+    loaded = load_run(run, layout_of=decoding_layout)
     form = loaded.recipe.sft.form if loaded.recipe.sft is not None else "plain"
     given = source if source == "toy" else Path(source)
     rows = read_sources(SftConfig(sources=(ChatSource(data=given),)))
-    ask = Answers(loaded.model, loaded.params, loaded.tokenizer, form=form, tokens=ANSWER_TOKENS)
-    answers: list[Answer] = [ask(row) for some in rows.train.values() for row in some]
+    ask = Answers(loaded.model, loaded.params, loaded.tokenizer, form=form)
+    asked = [row for some in rows.train.values() for row in some]
+    answers = ask(asked, tokens=ANSWER_TOKENS, batch_tokens=batch_tokens)
     found = fidelity(answers)
     print_fidelity(console, found)
     out = out or loaded.path / f"eval-fidelity-{Path(source).stem}-{loaded.step}.json"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from teukenjax.data.documents import parse_json
 from teukenjax.data.records import json_lines
@@ -34,6 +34,7 @@ class TaskConfig(Section):
     shots: NonNegativeInt  # examples before each question
     shots_split: str | None = None  # where those come from
     first_shots: bool = False  # the first ones, not drawn ones
+    new_tokens: PositiveInt = 256  # of an answer that is written, at most
     metric: str  # that tables show
     hub: HubData | None = None
     english: HubData | None = None  # in place of ``hub``
