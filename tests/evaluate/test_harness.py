@@ -13,6 +13,7 @@ from teukenjax.data.tokenizer import train_tokenizer
 from teukenjax.errors import UserError
 from teukenjax.evaluate.benchmarks import run_suite
 from teukenjax.evaluate.harness import TeukenLM
+from teukenjax.evaluate.suite import Questions
 from teukenjax.interop import export_hf
 from teukenjax.model import logits
 
@@ -155,12 +156,12 @@ def test_options_that_are_not_known_and_answers_without_room_are_refused(mine):
     suite = local_tasks.suite()
     long = suite.tasks["gsm8k"].model_copy(update={"new_tokens": 600})
     with pytest.raises(UserError, match=r"tasks.gsm8k.new_tokens=600: leaves no room"):
-        run_suite(mine, suite.model_copy(update={"tasks": {"gsm8k": long}}))
+        run_suite(mine, Questions(suite.model_copy(update={"tasks": {"gsm8k": long}})))
 
 
 def test_every_score_of_a_suite_is_that_of_the_hf_backend(mine, theirs, folder):
     suite = local_tasks.suite()
-    found, expected = (run_suite(lm, suite, folder=folder) for lm in (mine, theirs))
+    found, expected = (run_suite(lm, Questions(suite, folder)) for lm in (mine, theirs))
     assert found.keys() == set(local_tasks.KINDS)
     for task, languages in expected.items():
         assert languages.keys() == set(local_tasks.LANGUAGES)
@@ -175,8 +176,8 @@ def test_every_score_of_a_suite_is_that_of_the_hf_backend(mine, theirs, folder):
 
 def test_the_mesh_does_not_change_scores(mine, case, tokenizer, folder):
     suite = local_tasks.suite(languages=("mt",), tasks={"arc": ARC})
-    alone = ours(case, tokenizer)
-    assert run_suite(alone, suite, folder=folder) == run_suite(mine, suite, folder=folder)
+    alone, questions = ours(case, tokenizer), Questions(suite, folder)
+    assert run_suite(alone, questions) == run_suite(mine, questions)
     assert jax.tree.leaves(mine.params)[0].sharding.num_devices == 8
 
 

@@ -74,7 +74,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("right", [True, False])
 def test_a_model_that_is_always_right_or_always_wrong_is_scored_so(folder, right):
     lm = Known(folder, right=right)
-    scores = run_suite(lm, local_tasks.suite(), folder=folder)
+    scores = run_suite(lm, Questions(local_tasks.suite(), folder))
     for language in local_tasks.LANGUAGES:
         for kind in CHOSEN:
             assert scores[kind][language]["acc"] == float(right), kind
@@ -103,11 +103,11 @@ def test_acc_norm_is_by_the_length_of_a_choice(tmp_path):
 
     task = {"kind": "arc", "split": "test", "shots": 0, "metric": "acc_norm"}
     suite = local_tasks.suite(languages=("de",), tasks={"arc": task})
-    scores = run_suite(Fixed(), suite, folder=tmp_path)
+    scores = run_suite(Fixed(), Questions(suite, tmp_path))
     assert scores == {"arc": {"de": {"acc": 0.0, "acc_norm": 1.0, "questions": 1}}}
 
 
 def test_a_limit_asks_the_first_questions(folder):
     suite = local_tasks.suite(languages=("de",))
-    scores = run_suite(Known(folder, right=True), suite, folder=folder, limit=2)
+    scores = run_suite(Known(folder, right=True), Questions(suite, folder), limit=2)
     assert all(task["de"]["questions"] == 2 for task in scores.values())

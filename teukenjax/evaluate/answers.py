@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from teukenjax.data.chat.messages import prompt_of
 from teukenjax.data.chat.sources import Row
 from teukenjax.data.chat.template import Encoded, Template
 from teukenjax.data.tokenizer import Tokenizer
@@ -61,16 +62,17 @@ class Answers:
         """
         prompts = [Prompt(self._prompt(row), tokens) for row in rows]
         found = continuations(self._generator, prompts, batch_tokens=batch_tokens)
+        asked = (row.conversation for row in rows)
         return [
-            Answer(row.conversation.language, _question(row), one.text.strip(), one.ended)
-            for row, one in zip(rows, found, strict=True)
+            Answer(conversation.language, prompt_of(conversation), one.text.strip(), one.ended)
+            for conversation, one in zip(asked, found, strict=True)
         ]
 
     def _prompt(self, row: Row) -> list[int]:
         conversation, context = row.conversation, self._generator.model.config.context
         ids = self._template.prompt(
             conversation.language,
-            _question(row),
+            prompt_of(conversation),
             before=conversation.turns[:-1],
             system=conversation.system,
         )
@@ -80,10 +82,6 @@ class Answers:
                 f"model's context of {context}"
             )
         return ids
-
-
-def _question(row: Row) -> str:
-    return row.conversation.turns[-1][0]
 
 
 def _answer_bytes(row: Row) -> int:

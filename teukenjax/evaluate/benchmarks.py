@@ -1,7 +1,6 @@
 """Runs a suite through the harness: task objects, and its results as one table of numbers."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -13,28 +12,26 @@ from lm_eval.tasks import TaskManager
 
 from teukenjax.errors import UserError
 from teukenjax.evaluate.questions import WORDS
-from teukenjax.evaluate.suite import Questions, SuiteConfig, TaskConfig
+from teukenjax.evaluate.suite import Questions, TaskConfig
 
 # task → language → metric → value; besides the harness's metrics, "questions": their number.
 Scores = dict[str, dict[str, dict[str, float]]]
 STRICT = "#### (\\-?[0-9\\.\\,]+)"
 
 
-def run_suite(
-    lm: LM, suite: SuiteConfig, *, folder: Path | None = None, limit: int | None = None
-) -> Scores:
+def run_suite(lm: LM, questions: Questions, *, limit: int | None = None) -> Scores:
     """Every task of a suite in every language, in the harness.
 
     Args:
       lm: ours (``harness.TeukenLM``), or one of the harness's own.
-      suite: tasks and languages.
-      folder: of the data, in place of the hub.
+      questions: of a suite.
       limit: questions of each task and language; none: all.
 
     Raises:
       UserError: as ``Questions`` does, before anything is asked; and for answers that are as long
         as the model's context.
     """
+    suite = questions.suite
     for name, task in suite.tasks.items():
         if task.kind == "gsm8k" and task.new_tokens >= lm.max_length:
             raise UserError(
@@ -42,7 +39,6 @@ def run_suite(
                 f"model's context of {lm.max_length} tokens"
             )
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    questions = Questions(suite, folder)
     tasks = {
         (name, language): _task(name, task, language, questions)
         for name, task in suite.tasks.items()
@@ -83,8 +79,8 @@ def _task(name: str, task: TaskConfig, language: str, questions: Questions) -> C
         "doc_to_text": lambda doc: doc["prompt"],
         "custom_dataset": lambda **_: splits,
     }
-    if task.shots:
-        examples = questions(name, language, task.shots_split or task.split)
+    if task.examples is not None:
+        examples = questions(name, language, task.examples)
         splits["examples"] = datasets.Dataset.from_list(examples)
         config["fewshot_split"] = "examples"
         config["fewshot_config"] = {"sampler": "first_n" if task.first_shots else "default"}

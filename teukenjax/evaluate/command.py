@@ -18,7 +18,7 @@ from teukenjax.evaluate import gaps as gap_report
 from teukenjax.evaluate.answers import Answers
 from teukenjax.evaluate.fidelity import detector, fidelity, print_fidelity, total
 from teukenjax.evaluate.in_training import import_harness
-from teukenjax.evaluate.suite import load_suite, read_scores
+from teukenjax.evaluate.suite import Questions, load_suite, read_scores
 from teukenjax.evaluate.tables import (
     Rows,
     by_language,
@@ -60,9 +60,14 @@ def token_shares(run: LoadedRun) -> dict[str, float]:
     """Language → its share of the tokens that a run has been trained on.
 
     Raises:
-      UserError: when the run's token store is not there any more.
+      UserError: when the run was not trained on a token store, or it is not there any more.
     """
     recipe = run.recipe
+    if recipe.sft is not None:
+        raise UserError(
+            f"--gaps: {run.path} was tuned on conversations: give the run that it began with, "
+            f"sft.base={recipe.sft.base}"
+        )
     place = Location(recipe.data.store or recipe.out / "store")
     if not place.exists():
         raise UserError(f"--gaps: the token store of {run.path} is not at {place}")
@@ -89,9 +94,11 @@ def suite(
     config = load_suite(name)
     others = {k: v for path in against for k, v in models_of(read_scores(path), str(path)).items()}
     benchmarks, harness = import_harness()
+    questions = Questions(config, folder)
+    questions.load()  # what is missing is said before a large model is read
     loaded = load_run(run)
     lm = harness.TeukenLM(loaded.model, loaded.params, loaded.tokenizer, batch_tokens=batch_tokens)
-    scores = benchmarks.run_suite(lm, config, folder=folder, limit=limit)
+    scores = benchmarks.run_suite(lm, questions, limit=limit)
     shown = by_language(scores, config)
     model = f"{loaded.path.name} (step {loaded.step})"
     shots = {task: one.shots for task, one in config.tasks.items()}

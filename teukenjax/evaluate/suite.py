@@ -40,6 +40,11 @@ class TaskConfig(Section):
     english: HubData | None = None  # in place of ``hub``
     english_split: str | None = None
 
+    @property
+    def examples(self) -> str | None:
+        """The split that examples come from; none where none are shown."""
+        return (self.shots_split or self.split) if self.shots else None
+
 
 class SuiteConfig(Section):
     """Tasks and languages."""
@@ -69,11 +74,23 @@ def load_suite(name: str) -> SuiteConfig:
 
 
 class Questions:
-    """Where the questions of a suite are."""
+    """The questions of a suite, each file or data set read once."""
 
     def __init__(self, suite: SuiteConfig, folder: Path | None = None):
         """Args: the suite; a folder of files, in place of the hub."""
-        self._suite, self._folder = suite, folder
+        self.suite, self._folder = suite, folder
+        self._read: dict[tuple[str, str, str], list[Question]] = {}
+
+    def load(self) -> None:
+        """Reads all that the suite needs, so that what is missing is known before a model asks.
+
+        Raises:
+          UserError: as a call does.
+        """
+        for name, task in self.suite.tasks.items():
+            for language in self.suite.languages:
+                for split in filter(None, (task.split, task.examples)):
+                    self(name, language, split)
 
     def __call__(self, name: str, language: str, split: str) -> list[Question]:
         """The questions of a task in a language.
@@ -81,7 +98,13 @@ class Questions:
         Raises:
           UserError: when the data is not there, or a row is not of the task's kind.
         """
-        task = self._suite.tasks[name]
+        key = name, language, split
+        if key not in self._read:
+            self._read[key] = self._questions(*key)
+        return self._read[key]
+
+    def _questions(self, name: str, language: str, split: str) -> list[Question]:
+        task = self.suite.tasks[name]
         where, rows = self._rows(name, task, language, split)
         questions = []
         for number, row in rows:
@@ -113,7 +136,7 @@ class Questions:
 
         if language == "en" and split == task.split:
             split = task.english_split or split
-        code = self._suite.codes.get(language, language.upper())
+        code = self.suite.codes.get(language, language.upper())
         rows: list[dict[str, Any]] = []
         for config in hub.names:
             config = config and config.format(language=code)
