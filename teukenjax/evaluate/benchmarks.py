@@ -84,19 +84,18 @@ def _task(name: str, task: TaskConfig, language: str, questions: Questions) -> C
         splits["examples"] = datasets.Dataset.from_list(examples)
         config["fewshot_split"] = "examples"
         config["fewshot_config"] = {"sampler": "first_n" if task.first_shots else "default"}
-    config |= _generated(task, language) if task.kind == "gsm8k" else _chosen(task.kind)
+    config |= _generated(task, language) if task.kind == "gsm8k" else _chosen(task)
     return ConfigurableTask(config=config)
 
 
-def _chosen(kind: str) -> dict[str, Any]:
-    metrics = ("acc",) if kind == "truthfulqa_mc2" else ("acc", "acc_norm")
+def _chosen(task: TaskConfig) -> dict[str, Any]:
     config = {
         "output_type": "multiple_choice",
         "doc_to_choice": lambda doc: doc["choices"],
         "doc_to_target": lambda doc: doc["gold"],
-        "metric_list": [_mean(metric) for metric in metrics],
+        "metric_list": [_mean(metric) for metric in task.metrics],
     }
-    return config | ({"process_results": _true_mass} if kind == "truthfulqa_mc2" else {})
+    return config | ({"process_results": _true_mass} if task.kind == "truthfulqa_mc2" else {})
 
 
 def _generated(task: TaskConfig, language: str) -> dict[str, Any]:
@@ -104,7 +103,7 @@ def _generated(task: TaskConfig, language: str) -> dict[str, Any]:
     stops = ["\n\n", f"{question}:"]
     options = {"until": stops, "do_sample": False, "max_gen_toks": task.new_tokens}
     ignored = [",", "\\$", "(?s).*#### ", "\\.$"]
-    match = _mean("exact_match") | {"ignore_case": True, "regexes_to_ignore": ignored}
+    match = _mean(*task.metrics) | {"ignore_case": True, "regexes_to_ignore": ignored}
     number = [{"function": "regex", "regex_pattern": STRICT}, {"function": "take_first"}]
     return {
         "output_type": "generate_until",

@@ -18,6 +18,10 @@ from teukenjax.evaluate.questions import KINDS, WORDS, Question
 from teukenjax.hardware import configs
 from teukenjax.recipe import Section, read_yaml, validate
 
+# Kind → what the harness counts; other kinds have acc, and acc_norm by the length of a choice.
+METRICS = {"gsm8k": ("exact_match",), "truthfulqa_mc2": ("acc",)}
+CHOICE_METRICS = ("acc", "acc_norm")
+
 
 class HubData(Section):
     """Data sets on a hub; ``{language}`` in a name is the code in upper case."""
@@ -41,6 +45,11 @@ class TaskConfig(Section):
     english_split: str | None = None
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """What the harness counts."""
+        return METRICS.get(self.kind, CHOICE_METRICS)
+
+    @property
     def examples(self) -> str | None:
         """The split that examples come from; none where none are shown."""
         return (self.shots_split or self.split) if self.shots else None
@@ -58,7 +67,8 @@ def load_suite(name: str) -> SuiteConfig:
     """The suite of a YAML file, or of one in ``configs/suites`` by its name.
 
     Raises:
-      UserError: when there is none, or it asks for an unknown language.
+      UserError: when there is none, or it names an unknown language or a metric that a task has
+        not.
     """
     path = Path(name)
     if not path.suffix:
@@ -70,6 +80,10 @@ def load_suite(name: str) -> SuiteConfig:
     for language in suite.languages:
         if language not in WORDS:
             raise UserError(f"{path}: language '{language}': {nearest(language, WORDS)}")
+    for name, task in suite.tasks.items():
+        if task.metric not in task.metrics:
+            allowed = nearest(task.metric, task.metrics)
+            raise UserError(f"{path}: tasks.{name}.metric '{task.metric}': {allowed}")
     return suite
 
 
