@@ -1,5 +1,7 @@
 """A suite's benchmarks while a run goes on: the numbers of ``teukenjax eval --suite``."""
 
+import os
+import sys
 from collections.abc import Callable
 
 import jax
@@ -17,6 +19,8 @@ MISSING = "is not installed: uv sync --extra eval"
 
 def import_harness():
     """The two files that import the harness; a UserError where it is not installed."""
+    if not sys.stderr.isatty():  # it draws a bar for each task and language
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         from teukenjax.evaluate import benchmarks, harness
     except ModuleNotFoundError as error:
