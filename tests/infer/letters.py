@@ -8,6 +8,7 @@ class Letters(Tokenizer):
 
     ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
     eod_id = 36  # a plain attribute, where a real tokenizer asks its model
+    special_ids = frozenset()
 
     def __init__(self, eod_id: int = 36):
         self.eod_id = eod_id

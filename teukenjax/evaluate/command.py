@@ -119,12 +119,13 @@ def _report(console: Console, content: dict[str, Any], others: dict, out: Path) 
         _print_rows(console, rows)
     shots = ", ".join(f"{task} {n}" for task, n in content["shots"].items())
     limit = "" if content["limit"] is None else f"; the first {content['limit']} questions of each"
-    note = f"{content['suite']}; shots: {shots}{limit}"
+    languages = sorted({language for found in shown.values() for language in found})
+    note = f"{content['suite']}; means over {' '.join(languages)}; shots: {shots}{limit}"
     with disk_errors(out):
         write_atomically(out, json.dumps(content, indent=1))
         text = "\n".join((f"# {model}\n\n{note}\n", *map(markdown, tables)))
         write_atomically(out.with_suffix(".md"), text)
-    figures.heat_map(shown, f"{model}: {content['suite']}", out.with_suffix(".png"))
+    figures.heat_map(shown, f"{model}: {Path(content['suite']).stem}", out.with_suffix(".png"))
     figures.bars(models, common or list(shown), out.with_name(f"{out.stem}-models.png"))
     console.print(f"{note}\n{out}, .md, .png, -models.png: the same in files", highlight=False)
 
