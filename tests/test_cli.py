@@ -171,6 +171,11 @@ MISTAKES = {
     "no such language": (["train", "{recipe}", "data.weights={{xx: 1.0}}"], "no language 'xx'"),
     "no such run": (["eval", "{tmp}/none", "--data", "{tmp}"], "{tmp}/none: no such run"),
     "nothing to score": (["eval", "{tmp}/none"], "give one of --data, --suite and --fidelity"),
+    "gaps of what": (["eval", "{tmp}", "--fidelity", "toy", "--gaps"], "--gaps: goes with --data"),
+    "limit of what": (
+        ["eval", "{tmp}", "--data", "{tmp}", "--limit", "3"],
+        "--limit: goes with --suite",
+    ),
     "no such suite": (["eval", "{tmp}/none", "--suite", "eu2l"], "did you mean 'eu21'?"),
     "no instructions": (["sft", "{recipe}"], "has no section sft"),
     "no such chat": (["sft", "{recipe}", "data.packing=best_fit",

@@ -147,9 +147,15 @@ class RunDirectory:
             raise UserError(f"{path}: is damaged: not JSON: remove it") from None
 
     def record_benchmarks(self, step: int, shown: dict[str, dict[str, float]]) -> None:
-        """Adds a line to benchmarks.jsonl: task → language → score after ``step`` steps."""
-        with (self.path / "benchmarks.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "shown": shown}) + "\n")
+        """Adds task → language → score after ``step`` steps to benchmarks.jsonl, a line a step.
+
+        A line of a step that is done again is replaced.
+        """
+        path = self.path / "benchmarks.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        rows = [row for row in map(json.loads, lines) if row["step"] < step]
+        rows.append({"step": step, "shown": shown})
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def is_evaluated(self, step: int) -> bool:
         """Whether eval.json has scores after ``step`` steps."""

@@ -44,18 +44,32 @@ def test_truthfulqa_knows_which_answers_are_true():
 
 
 def test_a_missing_file_and_a_broken_row_are_named(tmp_path):
-    ask = Questions(local_tasks.suite(), local_tasks.write(tmp_path, questions=2))
-    assert len(ask("arc", "de", "test")) == 2
+    local_tasks.write(tmp_path, questions=2)
+    ask = lambda: Questions(local_tasks.suite(), tmp_path)("arc", "de", "test")  # noqa: E731
+    assert len(ask()) == 2
     file = tmp_path / "arc" / "de.test.jsonl"
     file.write_text('{"question": "Q", "choices": ["a"], "answerKey": "A"}\n{"question": "Q"}\n')
     with pytest.raises(UserError, match=r"de.test.jsonl:2: is no row of arc: KeyError: 'choices'"):
-        ask("arc", "de", "test")
+        ask()
     file.write_text("\n")
     with pytest.raises(UserError, match="holds no questions"):
-        ask("arc", "de", "test")
+        ask()
     file.unlink()
     with pytest.raises(UserError, match=r"no such file: the task 'arc' in 'de' needs it"):
-        ask("arc", "de", "test")
+        ask()
+
+
+def test_everything_that_a_suite_needs_is_read_before_it_is_asked(tmp_path):
+    local_tasks.write(tmp_path, questions=2)
+    questions = Questions(local_tasks.suite(), tmp_path)
+    questions.load()
+    (tmp_path / "gsm8k" / "mt.train.jsonl").unlink()  # shows no examples
+    Questions(local_tasks.suite(), tmp_path).load()
+    file = tmp_path / "mmlu" / "mt.train.jsonl"  # shows two
+    file.unlink()
+    with pytest.raises(UserError, match=r"mt.train.jsonl: no such file: the task 'mmlu' in 'mt'"):
+        Questions(local_tasks.suite(), tmp_path).load()
+    assert len(questions("mmlu", "mt", "train")) == 2  # what was read is kept
 
 
 def test_a_task_without_a_data_set_asks_for_a_folder():

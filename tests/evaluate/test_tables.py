@@ -79,7 +79,7 @@ def test_markdown_is_a_table():
 
 
 def test_pictures_are_written(tmp_path):
-    heat_map(SHOWN, "model", tmp_path / "heat.png")
+    heat_map(SHOWN | {"arc": {"de": 0.5}}, "model", tmp_path / "heat.png")  # a gap is no zero
     bars({"a": means(SHOWN), "b": {"arc": 0.2}}, ["arc", "mmlu"], tmp_path / "bars.png")
     for name in ("heat.png", "bars.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
@@ -104,4 +104,8 @@ def test_unknown_suites_and_languages_are_refused(tmp_path):
     task = {"kind": "arc", "split": "test", "shots": 0, "metric": "acc"}
     file.write_text(json.dumps({"languages": ["xx"], "tasks": {"arc": task}}))
     with pytest.raises(UserError, match="language 'xx'"):
+        load_suite(str(file))
+    task = task | {"kind": "gsm8k"}
+    file.write_text(json.dumps({"languages": ["de"], "tasks": {"maths": task}}))
+    with pytest.raises(UserError, match=r"tasks.maths.metric 'acc': allowed: exact_match"):
         load_suite(str(file))

@@ -3,9 +3,9 @@ import functools
 import jax
 import numpy as np
 import pytest
+from letters import Letters
 from tiny import model_of, place, proxy_config, random_params, tiny_config
 
-from teukenjax.data.tokenizer import Tokenizer
 from teukenjax.errors import UserError
 from teukenjax.infer import Generator, Sampling
 from teukenjax.infer.decoder import PIECE
@@ -17,22 +17,6 @@ GREEDY = Sampling(temperature=0.0)
 CONFIGS = {"tied": tiny_config(context=20), "untied": proxy_config(context=20)}
 CONFIG = CONFIGS["untied"]
 PROMPTS = [(5,), (5, 9), (5, 9, 7, 30, 11), (6, 7) * 8, tuple(range(3, 20)), tuple(range(3, 22))]
-
-
-class Letters(Tokenizer):
-    """One id a letter, and none for what is no letter."""
-
-    ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    eod_id = 36  # a plain attribute, where a real tokenizer asks its model
-
-    def __init__(self, eod_id: int = 36):
-        self.eod_id = eod_id
-
-    def encode(self, text: str) -> list[int]:
-        return [self.ALPHABET.index(letter) for letter in text]
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(self.ALPHABET[i] for i in ids)
 
 
 @functools.cache

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from conversations import ADAMW, write_chat
+from rich.console import Console
 
 from teukenjax.optim import lmo, sharded
 from teukenjax.recipe import Recipe, validate
+from teukenjax.train.loop import train
 
 
 @pytest.fixture
@@ -54,3 +57,33 @@ def exact_newton_schulz(monkeypatch):
     fp32 = functools.partial(lmo.newton_schulz, dtype=jnp.float32)
     monkeypatch.setattr(lmo, "newton_schulz", fp32)
     monkeypatch.setattr(sharded, "TRAVELS_AS", jnp.float32)
+
+
+@pytest.fixture(scope="session")
+def chat(tmp_path_factory):
+    """A file of conversations."""
+    return write_chat(tmp_path_factory.mktemp("chat") / "chat.jsonl")
+
+
+@pytest.fixture(scope="session")
+def base(make_recipe_at, tmp_path_factory):
+    """A run to tune."""
+    recipe = make_recipe_at(tmp_path_factory.mktemp("base"), "base", steps=2, optimizer=ADAMW)
+    return train(recipe, Console(quiet=True))
+
+
+@pytest.fixture
+def make_sft(make_recipe, chat, base):
+    """``make_sft(name, lora=…, **other sections)``: a recipe that tunes the base."""
+
+    def make(name="tuned", steps=4, sft=None, **changes) -> Recipe:
+        model = make_recipe().model.model_dump() | {"context": 64}
+        section = {"base": str(base), "sources": [{"data": str(chat)}], "holdout": 0.25}
+        values = {
+            "optimizer": ADAMW, "model": model, "data": {"packing": "best_fit"},
+            "batch": {"sequences": 8}, "checkpoint": {"every": 2},
+            "sft": section | (sft or {}),
+        }  # fmt: skip
+        return make_recipe(name, steps=steps, **values | changes)
+
+    return make

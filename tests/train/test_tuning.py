@@ -6,56 +6,18 @@ import json
 import jax
 import numpy as np
 import pytest
+from conversations import ADAMW, TURNS
 from rich.console import Console
 
+from teukenjax.checkpoint import Checkpoints
 from teukenjax.errors import UserError
 from teukenjax.interop import export_run
-from teukenjax.recipe import Recipe, to_yaml
+from teukenjax.model.lora import Adapted
+from teukenjax.recipe import to_yaml
 from teukenjax.run import load_run
 from teukenjax.train.loop import Run, train
 from teukenjax.train.metrics import read_metrics
 from teukenjax.train.tuning import TuningSource, tune
-
-ADAMW = {"name": "adamw", "learning_rate": 1e-2, "weight_decay": 0.0}
-TURNS = {"en": ("Who are you?", "A model."), "mt": ("Min int?", "Mudell.")}
-
-
-@pytest.fixture(scope="module")
-def chat(tmp_path_factory):
-    """Eight conversations in each of two languages, short enough for the tiny context."""
-    file = tmp_path_factory.mktemp("chat") / "chat.jsonl"
-    rows = []
-    for language, (question, answer) in TURNS.items():
-        for number in range(8):
-            turn = {"role": "user", "content": f"{question} {number}"}
-            messages = [{"role": "system", "content": "x"}, turn]
-            messages.append({"role": "assistant", "content": answer})
-            rows.append({"messages": messages, "language": language})
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
-
-
-@pytest.fixture(scope="module")
-def base(make_recipe_at, tmp_path_factory):
-    recipe = make_recipe_at(tmp_path_factory.mktemp("base"), "base", steps=2, optimizer=ADAMW)
-    return train(recipe, Console(quiet=True))
-
-
-@pytest.fixture
-def make_sft(make_recipe, chat, base):
-    """``make_sft(name, lora=…, **other sections)``: a recipe that tunes the base."""
-
-    def make(name="tuned", steps=4, sft=None, **changes) -> Recipe:
-        model = make_recipe().model.model_dump() | {"context": 64}
-        section = {"base": str(base), "sources": [{"data": str(chat)}], "holdout": 0.25}
-        values = {
-            "optimizer": ADAMW, "model": model, "data": {"packing": "best_fit"},
-            "batch": {"sequences": 8}, "checkpoint": {"every": 2},
-            "sft": section | (sft or {}),
-        }  # fmt: skip
-        return make_recipe(name, steps=steps, **values | changes)
-
-    return make
 
 
 def params_of(path) -> dict:
@@ -106,6 +68,34 @@ def test_adapters_are_trained_alone_merged_when_loaded_and_exported(
     assert names == {"query", "up"}
     export_run(run.directory.path, tmp_path / "hf")
     assert (tmp_path / "hf" / "model.safetensors").is_file()
+
+
+@pytest.mark.hf
+@pytest.mark.filterwarnings("default")
+def test_an_export_has_the_logits_of_the_model_with_adapters(make_sft, console, tmp_path):
+    """transformers on the merged weights, beside our model that adds the adapters up."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    lora = {"rank": 2, "alpha": 4.0}
+    run = Run(make_sft(sft={"lora": lora}), console, TuningSource)
+    run.train()
+    model = run.program.model
+    assert isinstance(model, Adapted)
+    saved = Checkpoints(run.directory.path)
+    params = saved.restore_params(4, run.program.abstract_state.params)
+    saved.close()
+    module = model.bind(params)
+    tokens = np.arange(8 * 24, dtype=np.int32).reshape(8, 24) * 7 % run.recipe.model.vocab_size
+    ours = module.logits(module.hidden(tokens))
+    export_run(run.directory.path, tmp_path / "hf", dtype="fp32")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)  # as tests/interop/test_hf_parity
+    without = model.inner.bind(params["base"])
+    plain = without.logits(without.hidden(tokens))
+    assert np.abs(plain - expected).max() > 0.01  # the adapters say something
 
 
 @pytest.mark.parametrize("sft", [{"lora": {"rank": 2, "alpha": 4.0}, "neftune": 5.0}])

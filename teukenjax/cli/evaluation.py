@@ -43,6 +43,11 @@ def evaluate(
 
     if [text, suite, fidelity].count(None) != 2:
         raise UserError("eval: give one of --data, --suite and --fidelity")
+    if gaps and text is None:
+        raise UserError("--gaps: goes with --data")
+    for name, value in (("task-data", task_data), ("limit", limit), ("against", against)):
+        if value and suite is None:
+            raise UserError(f"--{name}: goes with --suite")
     if text is not None:
         command.text(console(), run, text, out=out, batch_tokens=batch_tokens, gaps=gaps)
     elif suite is not None:
@@ -57,4 +62,4 @@ def evaluate(
             batch_tokens=batch_tokens,
         )
     else:
-        command.faithful(console(), run, fidelity, out=out)
+        command.faithful(console(), run, fidelity, out=out, batch_tokens=batch_tokens)

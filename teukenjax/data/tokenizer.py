@@ -82,6 +82,13 @@ class Tokenizer:
         """The id that ends an answer; a UserError when the model has no such piece."""
         return self._id_of(END_OF_TURN, "to end answers with")
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """``<unk>`` and the special pieces, as far as the model has them: what is no text."""
+        processor = self._processor
+        found = {processor.piece_to_id(piece) for piece in SPECIAL_PIECES}
+        return frozenset(found | {processor.unk_id()})
+
     def _id_of(self, piece: str, purpose: str) -> int:
         index = self._processor.piece_to_id(piece)
         if self._processor.id_to_piece(index) != piece:

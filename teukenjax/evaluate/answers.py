@@ -3,13 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from teukenjax.data.chat.messages import prompt_of
 from teukenjax.data.chat.sources import Row
 from teukenjax.data.chat.template import Encoded, Template
 from teukenjax.data.tokenizer import Tokenizer
+from teukenjax.errors import UserError
 from teukenjax.evaluate.bits_per_byte import Evaluator, Score, Window
-from teukenjax.infer import Generator, Sampling
-
-GREEDY = Sampling(temperature=0.0)
+from teukenjax.infer import Generator
+from teukenjax.infer.continuations import Prompt, continuations
+from teukenjax.model import Functional
 
 
 def score_answers(
@@ -40,25 +42,46 @@ class Answer(NamedTuple):
 
 
 class Answers:
-    """Asks a model, greedily."""
+    """Asks a model, greedily, many questions at once."""
 
-    def __init__(self, model, params, tokenizer: Tokenizer, *, form: str, tokens: int):
-        """Args: model and parameters on one device; the template's form; tokens at most."""
+    def __init__(self, model: Functional, params: dict, tokenizer: Tokenizer, *, form: str):
+        """Args: model and parameters on any mesh; the template's form."""
         self._generator = Generator(model, params, tokenizer)
-        self._template, self._tokens = Template(tokenizer, form), tokens
-        self._tokenizer = tokenizer
+        self._template = Template(tokenizer, form)
 
-    def __call__(self, row: Row) -> Answer:
-        """The answer to the last question, after the turns before it as they were given."""
-        conversation = row.conversation
-        *before, (question, _) = conversation.turns
-        prompt = self._template.prompt(
-            conversation.language, question, before=tuple(before), system=conversation.system
+    def __call__(self, rows: Sequence[Row], *, tokens: int, batch_tokens: int) -> list[Answer]:
+        """Answers to the last questions, after the turns before them as they were given.
+
+        Args:
+          rows: conversations.
+          tokens: of an answer, at most.
+          batch_tokens: see ``continuations``.
+
+        Raises:
+          UserError: when a conversation before its last answer fills the context.
+        """
+        prompts = [Prompt(self._prompt(row), tokens) for row in rows]
+        found = continuations(self._generator, prompts, batch_tokens=batch_tokens)
+        asked = (row.conversation for row in rows)
+        return [
+            Answer(conversation.language, prompt_of(conversation), one.text.strip(), one.ended)
+            for conversation, one in zip(asked, found, strict=True)
+        ]
+
+    def _prompt(self, row: Row) -> list[int]:
+        conversation, context = row.conversation, self._generator.model.config.context
+        ids = self._template.prompt(
+            conversation.language,
+            prompt_of(conversation),
+            before=conversation.turns[:-1],
+            system=conversation.system,
         )
-        room = min(self._tokens, self._generator.model.config.context - len(prompt))
-        new = list(self._generator.stream(prompt, tokens=room, sampling=GREEDY))
-        text = self._tokenizer.decode(new).strip()
-        return Answer(conversation.language, question, text, stopped=len(new) < room)
+        if len(ids) >= context:
+            raise UserError(
+                f"{row.where}: {len(ids)} tokens before the last answer leave no room in the "
+                f"model's context of {context}"
+            )
+        return ids
 
 
 def _answer_bytes(row: Row) -> int:

@@ -1,7 +1,6 @@
 """Runs a suite through the harness: task objects, and its results as one table of numbers."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -11,30 +10,35 @@ from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
+from teukenjax.errors import UserError
 from teukenjax.evaluate.questions import WORDS
-from teukenjax.evaluate.suite import Questions, SuiteConfig, TaskConfig
+from teukenjax.evaluate.suite import Questions, TaskConfig
 
 # task → language → metric → value; besides the harness's metrics, "questions": their number.
 Scores = dict[str, dict[str, dict[str, float]]]
 STRICT = "#### (\\-?[0-9\\.\\,]+)"
 
 
-def run_suite(
-    lm: LM, suite: SuiteConfig, *, folder: Path | None = None, limit: int | None = None
-) -> Scores:
+def run_suite(lm: LM, questions: Questions, *, limit: int | None = None) -> Scores:
     """Every task of a suite in every language, in the harness.
 
     Args:
       lm: ours (``harness.TeukenLM``), or one of the harness's own.
-      suite: tasks and languages.
-      folder: of the data, in place of the hub.
+      questions: of a suite.
       limit: questions of each task and language; none: all.
 
     Raises:
-      UserError: as ``Questions`` does, before anything is asked.
+      UserError: as ``Questions`` does, before anything is asked; and for answers that are as long
+        as the model's context.
     """
+    suite = questions.suite
+    for name, task in suite.tasks.items():
+        if task.kind == "gsm8k" and task.new_tokens >= lm.max_length:
+            raise UserError(
+                f"tasks.{name}.new_tokens={task.new_tokens}: leaves no room for a question in the "
+                f"model's context of {lm.max_length} tokens"
+            )
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    questions = Questions(suite, folder)
     tasks = {
         (name, language): _task(name, task, language, questions)
         for name, task in suite.tasks.items()
@@ -75,36 +79,36 @@ def _task(name: str, task: TaskConfig, language: str, questions: Questions) -> C
         "doc_to_text": lambda doc: doc["prompt"],
         "custom_dataset": lambda **_: splits,
     }
-    if task.shots:
-        examples = questions(name, language, task.shots_split or task.split)
+    if task.examples is not None:
+        examples = questions(name, language, task.examples)
         splits["examples"] = datasets.Dataset.from_list(examples)
         config["fewshot_split"] = "examples"
         config["fewshot_config"] = {"sampler": "first_n" if task.first_shots else "default"}
-    config |= _generated(language) if task.kind == "gsm8k" else _chosen(task.kind)
+    config |= _generated(task, language) if task.kind == "gsm8k" else _chosen(task)
     return ConfigurableTask(config=config)
 
 
-def _chosen(kind: str) -> dict[str, Any]:
-    metrics = ("acc",) if kind == "truthfulqa_mc2" else ("acc", "acc_norm")
+def _chosen(task: TaskConfig) -> dict[str, Any]:
     config = {
         "output_type": "multiple_choice",
         "doc_to_choice": lambda doc: doc["choices"],
         "doc_to_target": lambda doc: doc["gold"],
-        "metric_list": [_mean(metric) for metric in metrics],
+        "metric_list": [_mean(metric) for metric in task.metrics],
     }
-    return config | ({"process_results": _true_mass} if kind == "truthfulqa_mc2" else {})
+    return config | ({"process_results": _true_mass} if task.kind == "truthfulqa_mc2" else {})
 
 
-def _generated(language: str) -> dict[str, Any]:
+def _generated(task: TaskConfig, language: str) -> dict[str, Any]:
     question, _ = WORDS[language]
-    until = {"until": ["\n\n", f"{question}:"], "do_sample": False, "temperature": 0.0}
+    stops = ["\n\n", f"{question}:"]
+    options = {"until": stops, "do_sample": False, "max_gen_toks": task.new_tokens}
     ignored = [",", "\\$", "(?s).*#### ", "\\.$"]
-    match = _mean("exact_match") | {"ignore_case": True, "regexes_to_ignore": ignored}
+    match = _mean(*task.metrics) | {"ignore_case": True, "regexes_to_ignore": ignored}
     number = [{"function": "regex", "regex_pattern": STRICT}, {"function": "take_first"}]
     return {
         "output_type": "generate_until",
         "doc_to_target": lambda doc: doc["answer"],
-        "generation_kwargs": until,
+        "generation_kwargs": options,
         "metric_list": [match],
         "filter_list": [{"name": "none", "filter": number}],
     }

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -16,10 +15,10 @@ from teukenjax.data.store import TokenStore
 from teukenjax.data.stream import Stream
 from teukenjax.errors import UserError, disk_errors
 from teukenjax.evaluate import gaps as gap_report
-from teukenjax.evaluate.answers import Answer, Answers
+from teukenjax.evaluate.answers import Answers
 from teukenjax.evaluate.fidelity import detector, fidelity, print_fidelity, total
 from teukenjax.evaluate.in_training import import_harness
-from teukenjax.evaluate.suite import load_suite, read_scores
+from teukenjax.evaluate.suite import Questions, load_suite, read_scores
 from teukenjax.evaluate.tables import (
     Rows,
     by_language,
@@ -30,6 +29,7 @@ from teukenjax.evaluate.tables import (
     table_of_models,
 )
 from teukenjax.evaluate.text import print_scores, score_text, write_scores
+from teukenjax.infer.layout import decoding_layout
 from teukenjax.recipe import ChatSource, SftConfig
 from teukenjax.run import LoadedRun, load_run, write_atomically
 
@@ -60,9 +60,14 @@ def token_shares(run: LoadedRun) -> dict[str, float]:
     """Language → its share of the tokens that a run has been trained on.
 
     Raises:
-      UserError: when the run's token store is not there any more.
+      UserError: when the run was not trained on a token store, or it is not there any more.
     """
     recipe = run.recipe
+    if recipe.sft is not None:
+        raise UserError(
+            f"--gaps: {run.path} was tuned on conversations: give the run that it began with, "
+            f"sft.base={recipe.sft.base}"
+        )
     place = Location(recipe.data.store or recipe.out / "store")
     if not place.exists():
         raise UserError(f"--gaps: the token store of {run.path} is not at {place}")
@@ -89,9 +94,11 @@ def suite(
     config = load_suite(name)
     others = {k: v for path in against for k, v in models_of(read_scores(path), str(path)).items()}
     benchmarks, harness = import_harness()
+    questions = Questions(config, folder)
+    questions.load()  # what is missing is said before a large model is read
     loaded = load_run(run)
     lm = harness.TeukenLM(loaded.model, loaded.params, loaded.tokenizer, batch_tokens=batch_tokens)
-    scores = benchmarks.run_suite(lm, config, folder=folder, limit=limit)
+    scores = benchmarks.run_suite(lm, questions, limit=limit)
     shown = by_language(scores, config)
     model = f"{loaded.path.name} (step {loaded.step})"
     shots = {task: one.shots for task, one in config.tasks.items()}
@@ -112,12 +119,13 @@ def _report(console: Console, content: dict[str, Any], others: dict, out: Path) 
         _print_rows(console, rows)
     shots = ", ".join(f"{task} {n}" for task, n in content["shots"].items())
     limit = "" if content["limit"] is None else f"; the first {content['limit']} questions of each"
-    note = f"{content['suite']}; shots: {shots}{limit}"
+    languages = sorted({language for found in shown.values() for language in found})
+    note = f"{content['suite']}; means over {' '.join(languages)}; shots: {shots}{limit}"
     with disk_errors(out):
         write_atomically(out, json.dumps(content, indent=1))
         text = "\n".join((f"# {model}\n\n{note}\n", *map(markdown, tables)))
         write_atomically(out.with_suffix(".md"), text)
-    figures.heat_map(shown, f"{model}: {content['suite']}", out.with_suffix(".png"))
+    figures.heat_map(shown, f"{model}: {Path(content['suite']).stem}", out.with_suffix(".png"))
     figures.bars(models, common or list(shown), out.with_name(f"{out.stem}-models.png"))
     console.print(f"{note}\n{out}, .md, .png, -models.png: the same in files", highlight=False)
 
@@ -131,15 +139,18 @@ def _print_rows(console: Console, rows: Rows) -> None:
     console.print(table)
 
 
-def faithful(console: Console, run: Path, source: str, *, out: Path | None) -> None:
+def faithful(
+    console: Console, run: Path, source: str, *, out: Path | None, batch_tokens: int
+) -> None:
     """How often the model answers in the language that it is asked in."""
     detector()  # before anything is loaded
-    loaded = load_run(run, devices=jax.devices()[:1])
+    loaded = load_run(run, layout_of=decoding_layout)
     form = loaded.recipe.sft.form if loaded.recipe.sft is not None else "plain"
     given = source if source == "toy" else Path(source)
     rows = read_sources(SftConfig(sources=(ChatSource(data=given),)))
-    ask = Answers(loaded.model, loaded.params, loaded.tokenizer, form=form, tokens=ANSWER_TOKENS)
-    answers: list[Answer] = [ask(row) for some in rows.train.values() for row in some]
+    ask = Answers(loaded.model, loaded.params, loaded.tokenizer, form=form)
+    asked = [row for some in rows.train.values() for row in some]
+    answers = ask(asked, tokens=ANSWER_TOKENS, batch_tokens=batch_tokens)
     found = fidelity(answers)
     print_fidelity(console, found)
     out = out or loaded.path / f"eval-fidelity-{Path(source).stem}-{loaded.step}.json"

@@ -21,25 +21,26 @@ def heat_map(shown: Mapping[str, Mapping[str, float]], title: str, path: Path) -
     shades = (values - low) / np.where(high > low, high - low, 1)
     size = (1.6 + 1.1 * len(shown), 1.2 + 0.3 * len(languages))
     figure, axis = pyplot.subplots(figsize=size)
-    axis.imshow(shades, cmap="RdYlGn", aspect="auto", alpha=0.75)
+    axis.imshow(shades, cmap="YlGn", aspect="auto", alpha=0.6)
     axis.set_xticks(range(len(shown)), list(shown), rotation=30, ha="right")
     axis.set_yticks(range(len(languages)), languages)
     for (row, column), value in np.ndenumerate(values):
-        axis.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=8)
+        said = "n/a" if np.isnan(value) else f"{value:.3f}"
+        axis.text(column, row, said, ha="center", va="center", fontsize=8)
     axis.set_title(title, fontsize=10)
     _save(figure, path)
 
 
 def bars(models: Mapping[str, Mapping[str, float]], tasks: list[str], path: Path) -> None:
     """A group of bars a task, a bar a model: means over languages."""
-    figure, axis = pyplot.subplots(figsize=(1.8 + 1.8 * len(tasks), 4))
+    figure, axis = pyplot.subplots(figsize=(4.2 + 1.8 * len(tasks), 4))
     width = 0.8 / len(models)
     for number, (name, found) in enumerate(models.items()):
         places = np.arange(len(tasks)) + (number - (len(models) - 1) / 2) * width
-        axis.bar(places, [found.get(task, 0) for task in tasks], width, label=name)
+        axis.bar(places, [found.get(task, np.nan) for task in tasks], width, label=name)
     axis.set_xticks(range(len(tasks)), tasks)
     axis.set_ylabel("mean over languages")
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     axis.grid(axis="y", alpha=0.3)
     _save(figure, path)
 

@@ -19,13 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from teukenjax.data.tokenizer import Tokenizer
+from teukenjax.errors import UserError, nearest
 from teukenjax.infer import Generator, Sampling
-from teukenjax.model import Functional, single_device
+from teukenjax.infer.continuations import Prompt, continuations
+from teukenjax.model import Functional
 
-MAX_NEW_TOKENS = 256
+MAX_NEW_TOKENS = 256  # the harness's default
+GENERATION = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p")
 SHORTEST = 64  # of the padded lengths
 
 
@@ -73,9 +77,17 @@ class TeukenLM(TemplateLM):
         return totals.tolist()
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """Continuations, cut before the first of the request's stop strings."""
+        """Continuations, cut before the first of the request's stop strings.
+
+        Raises:
+          UserError: for an option that ``GENERATION`` lacks.
+        """
         del disable_tqdm
-        return [self._generate(*request.args) for request in requests]
+        prompts = [self._prompt(number, *request.args) for number, request in enumerate(requests)]
+        self._generator.decoder.load(self.params)
+        found = continuations(self._generator, prompts, batch_tokens=self.batch_tokens)
+        self._generator.decoder.load(None)
+        return [one.text for one in found]
 
     def _loglikelihood_tokens(self, requests, **kwargs) -> list[tuple[float, bool]]:
         """ln p of each continuation, and whether it is the greedy one."""
@@ -152,26 +164,27 @@ class TeukenLM(TemplateLM):
 
         return jax.jit(log_probs, out_shardings=whole)
 
-    def _generate(self, context: str, options: dict) -> str:
-        until = options.get("until") or []
-        until = [until] if isinstance(until, str) else list(until)
-        tokens = options.get("max_gen_toks", MAX_NEW_TOKENS)
-        ids = self.tok_encode(context)[-(self.max_length - tokens) :]
-        new: list[int] = []
-        sampling = Sampling(temperature=options.get("temperature", 0.0), top_k=0, top_p=1.0)
-        text = ""
-        for token in self._generator.stream(ids, tokens=tokens, sampling=sampling):
-            new.append(token)
-            text = self.encoder.decode(new)
-            if any(stop in text for stop in until):
-                break
-        for stop in until:
-            text = text.split(stop)[0]
-        return text
+    def _prompt(self, number: int, context: str, options: dict) -> Prompt:
+        options = normalize_gen_kwargs(options, MAX_NEW_TOKENS)
+        if unknown := options.keys() - GENERATION:
+            name = min(unknown)
+            raise UserError(f"generation_kwargs '{name}': {nearest(name, GENERATION)}")
+        tokens = options["max_gen_toks"]
+        if tokens >= self.max_length:
+            raise UserError(
+                f"max_gen_toks={tokens}: leaves no room for a question in {self.max_length} tokens"
+            )
+        # As the harness does: too long a context is cut from the left; an empty one is the prefix.
+        ids = self.tok_encode(context)[-(self.max_length - tokens) :] or [self.prefix_token_id]
+        sampling = Sampling(
+            temperature=options.get("temperature", 0.0),
+            top_k=options.get("top_k", 0),
+            top_p=options.get("top_p", 1.0),
+            seed=number,  # the same question asked again has another answer
+        )
+        return Prompt(ids, tokens, sampling, tuple(stop for stop in options["until"] if stop))
 
     @functools.cached_property
     def _generator(self) -> Generator:
-        """One sequence at a time, on one device."""
-        alone = single_device(self.model.config, self.model.compute)
-        params = jax.device_put(self.params, alone.layout.replicated())
-        return Generator(alone, params, self.encoder)
+        """Its programs are kept; of its weights there is a copy only while it is asked."""
+        return Generator(self.model, None, self.encoder)

@@ -1,13 +1,14 @@
 """A suite's benchmarks while a run goes on: the numbers of ``teukenjax eval --suite``."""
 
-import functools
+import os
+import sys
 from collections.abc import Callable
 
 import jax
 
 from teukenjax.data.tokenizer import Tokenizer
 from teukenjax.errors import UserError
-from teukenjax.evaluate.suite import SuiteConfig, load_suite
+from teukenjax.evaluate.suite import Questions, load_suite
 from teukenjax.evaluate.tables import by_language
 from teukenjax.model import Model
 from teukenjax.recipe import Recipe
@@ -18,6 +19,8 @@ MISSING = "is not installed: uv sync --extra eval"
 
 def import_harness():
     """The two files that import the harness; a UserError where it is not installed."""
+    if not sys.stderr.isatty():  # it draws a bar for each task and language
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         from teukenjax.evaluate import benchmarks, harness
     except ModuleNotFoundError as error:
@@ -31,16 +34,16 @@ def open_benchmarks(
     """``evaluation.suite`` as a function of parameters; none where the recipe has none."""
     if recipe.evaluation.suite is None:
         return None
-    suite = load_suite(recipe.evaluation.suite)
+    questions = Questions(load_suite(recipe.evaluation.suite), recipe.evaluation.suite_data)
     benchmarks, harness = import_harness()
+    questions.load()
     lm = harness.TeukenLM(model.inner, None, tokenizer, batch_tokens=recipe.evaluation.batch_tokens)
-    merged = jax.jit(model.merged)
-    return functools.partial(_scores, benchmarks, lm, merged, suite, recipe)
+    merged, limit = jax.jit(model.merged), recipe.evaluation.suite_limit
 
+    def scores(params: dict) -> Shown:
+        lm.params = merged(params)
+        found = benchmarks.run_suite(lm, questions, limit=limit)
+        lm.params = None  # the merged copy is not kept through training
+        return by_language(found, questions.suite)
 
-def _scores(benchmarks, lm, merged, suite: SuiteConfig, recipe: Recipe, params: dict) -> Shown:
-    lm.params = merged(params)
-    options = {"folder": recipe.evaluation.suite_data, "limit": recipe.evaluation.suite_limit}
-    scores = by_language(benchmarks.run_suite(lm, suite, **options), suite)
-    lm.params = None  # the merged copy is not kept through training
     return scores

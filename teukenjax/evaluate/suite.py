@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from teukenjax.data.documents import parse_json
 from teukenjax.data.records import json_lines
@@ -17,6 +17,10 @@ from teukenjax.errors import UserError, nearest
 from teukenjax.evaluate.questions import KINDS, WORDS, Question
 from teukenjax.hardware import configs
 from teukenjax.recipe import Section, read_yaml, validate
+
+# Kind → what the harness counts; other kinds have acc, and acc_norm by the length of a choice.
+METRICS = {"gsm8k": ("exact_match",), "truthfulqa_mc2": ("acc",)}
+CHOICE_METRICS = ("acc", "acc_norm")
 
 
 class HubData(Section):
@@ -34,10 +38,21 @@ class TaskConfig(Section):
     shots: NonNegativeInt  # examples before each question
     shots_split: str | None = None  # where those come from
     first_shots: bool = False  # the first ones, not drawn ones
+    new_tokens: PositiveInt = 256  # of an answer that is written, at most
     metric: str  # that tables show
     hub: HubData | None = None
     english: HubData | None = None  # in place of ``hub``
     english_split: str | None = None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What the harness counts."""
+        return METRICS.get(self.kind, CHOICE_METRICS)
+
+    @property
+    def examples(self) -> str | None:
+        """The split that examples come from; none where none are shown."""
+        return (self.shots_split or self.split) if self.shots else None
 
 
 class SuiteConfig(Section):
@@ -52,7 +67,8 @@ def load_suite(name: str) -> SuiteConfig:
     """The suite of a YAML file, or of one in ``configs/suites`` by its name.
 
     Raises:
-      UserError: when there is none, or it asks for an unknown language.
+      UserError: when there is none, or it names an unknown language or a metric that a task has
+        not.
     """
     path = Path(name)
     if not path.suffix:
@@ -64,15 +80,31 @@ def load_suite(name: str) -> SuiteConfig:
     for language in suite.languages:
         if language not in WORDS:
             raise UserError(f"{path}: language '{language}': {nearest(language, WORDS)}")
+    for name, task in suite.tasks.items():
+        if task.metric not in task.metrics:
+            allowed = nearest(task.metric, task.metrics)
+            raise UserError(f"{path}: tasks.{name}.metric '{task.metric}': {allowed}")
     return suite
 
 
 class Questions:
-    """Where the questions of a suite are."""
+    """The questions of a suite, each file or data set read once."""
 
     def __init__(self, suite: SuiteConfig, folder: Path | None = None):
         """Args: the suite; a folder of files, in place of the hub."""
-        self._suite, self._folder = suite, folder
+        self.suite, self._folder = suite, folder
+        self._read: dict[tuple[str, str, str], list[Question]] = {}
+
+    def load(self) -> None:
+        """Reads all that the suite needs, so that what is missing is known before a model asks.
+
+        Raises:
+          UserError: as a call does.
+        """
+        for name, task in self.suite.tasks.items():
+            for language in self.suite.languages:
+                for split in filter(None, (task.split, task.examples)):
+                    self(name, language, split)
 
     def __call__(self, name: str, language: str, split: str) -> list[Question]:
         """The questions of a task in a language.
@@ -80,7 +112,13 @@ class Questions:
         Raises:
           UserError: when the data is not there, or a row is not of the task's kind.
         """
-        task = self._suite.tasks[name]
+        key = name, language, split
+        if key not in self._read:
+            self._read[key] = self._questions(*key)
+        return self._read[key]
+
+    def _questions(self, name: str, language: str, split: str) -> list[Question]:
+        task = self.suite.tasks[name]
         where, rows = self._rows(name, task, language, split)
         questions = []
         for number, row in rows:
@@ -112,7 +150,7 @@ class Questions:
 
         if language == "en" and split == task.split:
             split = task.english_split or split
-        code = self._suite.codes.get(language, language.upper())
+        code = self.suite.codes.get(language, language.upper())
         rows: list[dict[str, Any]] = []
         for config in hub.names:
             config = config and config.format(language=code)

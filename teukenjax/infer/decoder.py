@@ -41,11 +41,19 @@ class Rows(NamedTuple):
 class Decoder:
     """Parameters in the compute dtype, laid out for decoding, and the programs that use them."""
 
-    def __init__(self, model: Functional, params: dict):
-        """Args: the model, and its parameters as trained: fp32 and stacked."""
+    def __init__(self, model: Functional, params: dict | None):
+        """Args: the model, and its parameters as trained: fp32 and stacked; none: see ``load``."""
         self.model = model
-        self.params = jax.jit(functools.partial(laid_out, model))(params)
         self._compiled: set[tuple[int, int]] = set()
+        self.load(params)
+
+    def load(self, params: dict | None) -> None:
+        """Decodes with other parameters, or lets go of them; what was compiled stays."""
+        self.params = None if params is None else self._lay_out(params)
+
+    @functools.cached_property
+    def _lay_out(self):
+        return jax.jit(functools.partial(laid_out, self.model))
 
     def capacity(self, tokens: int) -> int:
         """Length of a cache for that many tokens: doublings of ``PIECE``, to bound compilations."""
@@ -164,6 +172,8 @@ def step(
     hidden, cache = advance(model, params, tokens[:, None], rows.cache, start)
     seen = rows.seen.at[jnp.arange(tokens.shape[0]), tokens].set(True)
     logits = head(model, params, hidden[:, 0])
+    # Whole on every device, so that every process sees which rows have ended.
+    tokens = jax.lax.with_sharding_constraint(tokens, model.layout.replicated())
     return placed(model, Rows(cache, logits, seen, rows.length + 1)), tokens
 
 

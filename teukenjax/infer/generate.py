@@ -38,7 +38,8 @@ class Speed:
 class Generator:
     """Continues texts on the model's devices."""
 
-    def __init__(self, model: Functional, params, tokenizer: Tokenizer):
+    def __init__(self, model: Functional, params: dict | None, tokenizer: Tokenizer):
+        """Args: as ``Decoder``; the tokenizer."""
         self.model, self.tokenizer = model, tokenizer
         self.decoder = Decoder(model, params)
         self.stops = (END_OF_TURN, tokenizer.eod_id)
@@ -82,13 +83,17 @@ class Generator:
             yield token
 
     def batch(
-        self, prompts: list[list[int]], *, tokens: int, sampling: Sequence[Sampling]
+        self,
+        prompts: list[list[int]],
+        *,
+        tokens: int | Sequence[int],
+        sampling: Sequence[Sampling],
     ) -> Iterator[list[int | None]]:
         """New token ids of several prompts, a step at a time; None for a row that has ended.
 
         Args:
           prompts: ids, of any lengths.
-          tokens: at most this many for each.
+          tokens: at most this many, for all or for each.
           sampling: how each chooses. A row's result does not depend on the others, up to rounding.
 
         Raises:
@@ -102,7 +107,8 @@ class Generator:
                 raise UserError(
                     f"prompt: {len(prompt)} tokens do not fit into a context of {context}"
                 )
-        most = [min(tokens, context - len(prompt)) for prompt in prompts]
+        each = [tokens] * len(prompts) if isinstance(tokens, int) else tokens
+        most = [min(n, context - len(prompt)) for n, prompt in zip(each, prompts, strict=True)]
         return self._batch(prompts, most, sampling)
 
     def _batch(self, prompts, most: list[int], sampling) -> Iterator[list[int | None]]:

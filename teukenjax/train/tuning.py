@@ -73,7 +73,9 @@ def tune(recipe: Recipe, console: Console) -> Path:
     if recipe.sft is None:
         raise UserError("the recipe has no section sft: it is one for `teukenjax train`")
     path = train(recipe, console, TuningSource)
-    tuned = load_run(path, devices=jax.devices()[:1])
+    if jax.process_count() > 1:  # decoding is for one process
+        return path
+    tuned = load_run(path)
     after = answers(tuned, tuned)
     base = find_base(recipe, console)
     before = answers(base, tuned) if base is not None else None
@@ -85,10 +87,10 @@ def answers(run: LoadedRun, tuned: LoadedRun) -> list[Answer]:
     """One answer a language of ``run``'s model to the questions that ``tuned`` held out."""
     recipe = tuned.recipe
     data = load_chat(recipe, tuned.tokenizer)
-    model = tuned.model  # the same shape; its context holds the prompts
-    params = jax.device_put(run.params, model.layout.replicated())
-    ask = Answers(model, params, tuned.tokenizer, form=recipe.sft.form, tokens=SHOWN_TOKENS)
-    return [ask(row) for some in data.held_out.values() for row, _ in some[:1]]
+    # Both models have one shape and one placement; the tuned one's context holds the prompts.
+    ask = Answers(tuned.model, run.params, tuned.tokenizer, form=recipe.sft.form)
+    rows = [row for some in data.held_out.values() for row, _ in some[:1]]
+    return ask(rows, tokens=SHOWN_TOKENS, batch_tokens=recipe.evaluation.batch_tokens)
 
 
 def find_base(recipe: Recipe, console: Console) -> LoadedRun | None:

@@ -115,6 +115,18 @@ def test_held_out_conversations_are_in_every_language_and_not_trained_on(make, t
     assert data.digest != load_chat(make(), tokenizer).digest
 
 
+def test_what_is_held_out_is_the_conversation_that_was_encoded(make, tokenizer):
+    """Otherwise the bytes of turns that were left out would count in bits per byte."""
+    recipe = make(holdout=0.9)
+    whole = load_chat(recipe, tokenizer)
+    context = max(one.ids.size for some in whole.held_out.values() for _, one in some) - 2
+    cut = load_chat(make(holdout=0.9, context=context, too_long="turns"), tokenizer)
+    assert cut.shortened
+    for some in cut.held_out.values():
+        for row, one in some:
+            np.testing.assert_array_equal(Template(tokenizer).encode(row.conversation).ids, one.ids)
+
+
 def test_parquet_is_read_as_json_lines_are(file, tmp_path):
     rows = [line(), line("Wo?", "Hier.")]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "same.parquet")

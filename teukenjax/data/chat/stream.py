@@ -70,24 +70,23 @@ def load_chat(recipe: Recipe, tokenizer: Tokenizer) -> ChatData:
     data = ChatData({}, {}, found)
     fit = _Fitting(template, recipe.model.context + 1, recipe.sft.too_long, data)
     for language, rows in found.train.items():
-        data.train[language] = [one for row in rows if (one := fit(row)) is not None]
+        data.train[language] = [encoded for _, encoded in filter(None, map(fit, rows))]
     for language, rows in found.held_out.items():
-        pairs = ((row, fit(row)) for row in rows)
-        data.held_out[language] = [(row, one) for row, one in pairs if one is not None]
+        data.held_out[language] = list(filter(None, map(fit, rows)))
     return data
 
 
 class _Fitting:
-    """Encodes a conversation so that it fits into a row, by the recipe's rule."""
+    """Encodes a conversation, or as much of it as the recipe's rule lets into a row of tokens."""
 
     def __init__(self, template: Template, room: int, rule: str, data: ChatData):
         self._template, self._room, self._rule, self._data = template, room, rule, data
 
-    def __call__(self, row: Row) -> Encoded | None:
+    def __call__(self, row: Row) -> tuple[Row, Encoded] | None:
         conversation = row.conversation
         encoded = self._template.encode(conversation)
         if encoded.ids.size <= self._room:
-            return encoded
+            return row, encoded
         if self._rule == "error":
             raise UserError(
                 f"{row.where}: the conversation has {encoded.ids.size} tokens, and a context of "
@@ -96,10 +95,11 @@ class _Fitting:
         turns = conversation.turns if self._rule == "turns" else ()
         # An answer is never cut: it would teach not to end.
         for count in range(len(turns) - 1, 0, -1):
-            encoded = self._template.encode(conversation._replace(turns=turns[:count]))
+            shorter = conversation._replace(turns=turns[:count])
+            encoded = self._template.encode(shorter)
             if encoded.ids.size <= self._room:
                 self._data.shortened += 1
-                return encoded
+                return Row(row.where, shorter), encoded
         self._data.too_long += 1
         return None
 
