@@ -31,6 +31,16 @@ def processors() -> int:
     return jax.devices()[0].core_count
 
 
+def with_sums(values, body: Callable) -> list:
+    """fp32 sums in registers, after a body that was given accumulators which start with them."""
+    return pl.run_state(body)([plgpu.ACC.init(value) for value in values])
+
+
+def multiply_add(sums, x, y_smem):
+    """Starts sums += x Y, x in registers. The interpreter lacks this: tests put another here."""
+    plgpu.wgmma(sums, x, y_smem)
+
+
 def for_each_tile(x_gmem, y_gmem, *, count: int, locate: Callable, finish: Callable, scratch: dict):
     """Multiplies the tiles 0 … count − 1, spread over the grid axis "sm".
 
