@@ -37,8 +37,13 @@ def with_sums(values, body: Callable) -> list:
 
 
 def multiply_add(sums, x, y_smem):
-    """Starts sums += x Y, x in registers. The interpreter lacks this: tests put another here."""
+    """Starts sums += x Y, for x in registers or in shared memory."""
     plgpu.wgmma(sums, x, y_smem)
+
+
+def read(sums, *, pending: int = 0):
+    """The sums, once no more than the last ``pending`` products that were started still run."""
+    return lax.optimization_barrier(plgpu.wgmma_accumulator_load(sums, wait_n=pending))
 
 
 def for_each_tile(x_gmem, y_gmem, *, count: int, locate: Callable, finish: Callable, scratch: dict):

@@ -28,9 +28,12 @@ from teukenjax.kernels.attention.tiles import (
     THREADS,
     WARPGROUPS,
     along,
+    between,
+    hide_if,
     kv_steps,
-    masked_if,
+    load,
     operands,
+    places,
     zeros,
 )
 
@@ -49,7 +52,7 @@ def backward(
 ) -> tuple[Float[Array, "B S H N"], Float[Array, "B S K N"], Float[Array, "B S K N"]]:
     """The cotangents of q, k and v."""
     delta = jnp.einsum("bshn,bshn->bhs", out, d_out, preferred_element_type=jnp.float32)
-    rows = (q, k, v, d_out, log_sums, delta)
+    rows = (q, k, v, d_out, log_sums / SCALE, delta)
     return _backward_q(starts, *rows), *_backward_kv(starts, *rows)
 
 
@@ -68,11 +71,11 @@ def _backward_q(starts, q, k, v, d_out, log_sums, delta):
         compiler_params=FAST,
         **THREADS,
     )
-    return kernel(starts, q, k, v, d_out, log_sums, delta)
+    return kernel(starts, places(S), q, k, v, d_out, log_sums, delta)
 
 
 def _q_body(
-    starts_gmem, q_gmem, k_gmem, v_gmem, d_out_gmem, sums_gmem, delta_gmem, dq_gmem,
+    starts_gmem, places_gmem, q_gmem, k_gmem, v_gmem, d_out_gmem, sums_gmem, delta_gmem, dq_gmem,
     *, q_smem, d_out_smem, loaded,
 ):  # fmt: skip
     head, batch = lax.axis_index("head"), lax.axis_index("batch")
@@ -87,40 +90,39 @@ def _q_body(
         rows, arrived = pl.ds(q0, ROWS), loaded.at[warpgroup]
         plgpu.copy_gmem_to_smem(q_gmem.at[batch, rows, head], own_q, arrived)
         plgpu.copy_gmem_to_smem(d_out_gmem.at[batch, rows, head], own_d_out, arrived)
-        starts, log_sums, delta = (
-            plgpu.load(gmem, layout=BY_ROW, optimized=False)
-            for gmem in (
-                starts_gmem.at[batch, rows],
-                sums_gmem.at[batch, head, rows],
-                delta_gmem.at[batch, head, rows],
-            )
+        sight = load(starts_gmem.at[batch, rows], BY_ROW), load(places_gmem.at[rows], BY_ROW)
+        log_sums, delta = (
+            load(gmem.at[batch, head, rows], BY_ROW) for gmem in (sums_gmem, delta_gmem)
         )
         plgpu.barrier_wait(arrived)
-        dq, *_ = run((zeros(ROWS, HEAD_DIM), starts, log_sums, delta))
+        dq, *_ = run((zeros(ROWS, HEAD_DIM), sight, -log_sums, -delta))
         own_q[...] = (dq / math.sqrt(HEAD_DIM)).astype(own_q.dtype)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(own_q, dq_gmem.at[batch, rows, head])
         plgpu.wait_smem_to_gmem(0)
 
     def step(indices, k_smem, v_smem, k_consumed, v_consumed, carry):
-        dq, starts, log_sums, delta = carry
+        dq, sight, *begin = carry
         at = first + indices[0]
-        needs_mask = (at == block) | (at < whole_from)
+        scores, d_weights = (along(numbers, (ROWS, BLOCK), 0) for numbers in begin)
+        scores = hide_if(
+            (at == block) | (at < whole_from),
+            scores,
+            lambda: between(*sight, places_gmem.at[pl.ds(at * BLOCK, BLOCK)]),
+        )
 
-        def d_scores(scores, d_weights):
-            plgpu.wgmma(scores, own_q, k_smem.T)
-            plgpu.wgmma(d_weights, own_d_out, v_smem.T)
-            s = lax.optimization_barrier(plgpu.wgmma_accumulator_load(scores, wait_n=1))
-            s = masked_if(needs_mask, s, queries=0, q0=q0, k0=at * BLOCK, starts=starts)
-            weights = jnp.exp2(s * SCALE - along(log_sums, s.shape, 0))
-            return weights * (d_weights[...] - along(delta, s.shape, 0))
+        def multiply_all(sums):
+            dq, scores, d_weights = sums
+            hopper.multiply_add(scores, own_q, k_smem.T)
+            hopper.multiply_add(d_weights, own_d_out, v_smem.T)
+            weights = jnp.exp2(hopper.read(scores, pending=1) * SCALE)
+            ds = weights * hopper.read(d_weights)
+            plgpu.barrier_arrive(v_consumed)
+            hopper.multiply_add(dq, ds.astype(k_smem.dtype), k_smem)
 
-        shape = plgpu.ACC((ROWS, BLOCK), jnp.float32)
-        ds = pl.run_scoped(d_scores, shape, shape).astype(k_smem.dtype)
-        plgpu.barrier_arrive(v_consumed)
-        (dq,) = hopper.with_sums([dq], lambda sums: hopper.multiply_add(*sums, ds, k_smem))
+        dq, *_ = hopper.with_sums([dq, scores, d_weights], multiply_all)
         plgpu.barrier_arrive(k_consumed)
-        return dq, starts, log_sums, delta
+        return dq, sight, *begin
 
     keys = plgpu.BlockSpec(
         (BLOCK, HEAD_DIM), lambda step: (first + step, 0), transforms=hopper.SWIZZLED
@@ -176,12 +178,12 @@ def _backward_kv(starts, q, k, v, d_out, log_sums, delta):
         compiler_params=FAST,
         **THREADS,
     )
-    dk, dv = kernel(starts, _ends(starts), q, k, v, d_out, log_sums, delta)
+    dk, dv = kernel(starts, _ends(starts), places(S), q, k, v, d_out, log_sums, delta)
     return tuple(d.sum(axis=0).astype(k.dtype) for d in (dk, dv))
 
 
 def _kv_body(
-    starts_gmem, ends_gmem, q_gmem, k_gmem, v_gmem, d_out_gmem, sums_gmem, delta_gmem,
+    starts_gmem, ends_gmem, places_gmem, q_gmem, k_gmem, v_gmem, d_out_gmem, sums_gmem, delta_gmem,
     dk_gmem, dv_gmem, *, k_smem, v_smem, loaded,
 ):  # fmt: skip
     part, kv_head, batch, block, warpgroup = map(
@@ -206,31 +208,32 @@ def _kv_body(
 
     def step(indices, q_smem, d_out_smem, sums_smem, delta_smem, carry):
         at = first + indices[1]
-        starts = plgpu.load(
-            starts_gmem.at[batch, pl.ds(at * ROWS, ROWS)], layout=BY_COLUMN, optimized=False
+
+        def sees():
+            here = pl.ds(at * ROWS, ROWS)
+            starts, ends = (
+                along(load(gmem, BY_COLUMN), shape, 1)
+                for gmem in (starts_gmem.at[batch, here], places_gmem.at[here])
+            )
+            keys = along(load(places_gmem.at[pl.ds(own * ROWS, ROWS)], BY_ROW), shape, 0)
+            return (keys >= starts) & (keys <= ends)
+
+        shape = (ROWS, ROWS)
+        scores, d_weights = (
+            along(-load(smem, BY_COLUMN), shape, 1) for smem in (sums_smem, delta_smem)
         )
-        log_sums, delta = (
-            plgpu.load(smem, layout=BY_COLUMN, optimized=False) for smem in (sums_smem, delta_smem)
-        )
-        where = {"queries": 1, "q0": at * ROWS, "k0": own * ROWS, "starts": starts}
+        scores = hide_if((at <= own) | (at >= whole_until), scores, sees)
 
-        def multiply_all(d_sums):
-            dk, dv = d_sums
-
-            def multiply(scores, d_weights):
-                plgpu.wgmma(scores, own_k, q_smem.T)
-                plgpu.wgmma(d_weights, own_v, d_out_smem.T)
-                s = lax.optimization_barrier(plgpu.wgmma_accumulator_load(scores, wait_n=1))
-                s = masked_if((at <= own) | (at >= whole_until), s, **where)
-                weights = jnp.exp2(s * SCALE - along(log_sums, s.shape, 1))
-                return weights, weights * (d_weights[...] - along(delta, s.shape, 1))
-
-            shape = plgpu.ACC((ROWS, ROWS), jnp.float32)
-            weights, d_scores = pl.run_scoped(multiply, shape, shape)
+        def multiply_all(sums):
+            dk, dv, scores, d_weights = sums
+            hopper.multiply_add(scores, own_k, q_smem.T)
+            hopper.multiply_add(d_weights, own_v, d_out_smem.T)
+            weights = jnp.exp2(hopper.read(scores, pending=1) * SCALE)
             hopper.multiply_add(dv, weights.astype(d_out_smem.dtype), d_out_smem)
-            hopper.multiply_add(dk, d_scores.astype(q_smem.dtype), q_smem)
+            ds = weights * hopper.read(d_weights, pending=1)
+            hopper.multiply_add(dk, ds.astype(q_smem.dtype), q_smem)
 
-        return tuple(hopper.with_sums(carry, multiply_all))
+        return tuple(hopper.with_sums([*carry, scores, d_weights], multiply_all)[:2])
 
     rows = plgpu.BlockSpec(
         (ROWS, None, HEAD_DIM),

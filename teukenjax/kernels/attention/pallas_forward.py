@@ -28,9 +28,12 @@ from teukenjax.kernels.attention.tiles import (
     THREADS,
     WARPGROUPS,
     along,
+    between,
+    hide_if,
     kv_steps,
-    masked_if,
+    load,
     operands,
+    places,
     zeros,
 )
 
@@ -62,10 +65,22 @@ def forward(
         compiler_params=FAST,
         **THREADS,
     )
-    return tuple(kernel(starts, q, k, v))
+    return tuple(kernel(starts, places(S), q, k, v))
 
 
-def _body(starts_gmem, q_gmem, k_gmem, v_gmem, out_gmem, sums_gmem, *, q_smem, loaded, tensor_cores):
+def _body(
+    starts_gmem,
+    places_gmem,
+    q_gmem,
+    k_gmem,
+    v_gmem,
+    out_gmem,
+    sums_gmem,
+    *,
+    q_smem,
+    loaded,
+    tensor_cores,
+):
     head, batch = lax.axis_index("head"), lax.axis_index("batch")
     block = lax.axis_size("block") - 1 - lax.axis_index("block")
     warpgroup = lax.axis_index("warpgroup")
@@ -81,14 +96,14 @@ def _body(starts_gmem, q_gmem, k_gmem, v_gmem, out_gmem, sums_gmem, *, q_smem, l
         own = q_smem.at[warpgroup]
         rows = pl.ds(q0, ROWS)
         plgpu.copy_gmem_to_smem(q_gmem.at[batch, rows, head], own, loaded.at[warpgroup])
-        starts = plgpu.load(starts_gmem.at[batch, rows], layout=BY_ROW, optimized=False)
+        sight = load(starts_gmem.at[batch, rows], BY_ROW), load(places_gmem.at[rows], BY_ROW)
         top, total = (
             plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), BY_ROW)
             for value in (LOWEST, 0)
         )
         plgpu.barrier_wait(loaded.at[warpgroup])
         pl.when(warpgroup == 1)(turn)
-        mixed, top, total, _ = run((zeros(ROWS, HEAD_DIM), top, total, starts))
+        mixed, top, total, _ = run((zeros(ROWS, HEAD_DIM), top, total, sight))
         pl.when(warpgroup == 0)(turn)
         own[...] = (mixed / along(total, mixed.shape, 0)).astype(own.dtype)
         sums_gmem[batch, head, rows] = top + jnp.log(total) * LOG2_E
@@ -97,20 +112,20 @@ def _body(starts_gmem, q_gmem, k_gmem, v_gmem, out_gmem, sums_gmem, *, q_smem, l
         plgpu.wait_smem_to_gmem(0)
 
     def step(indices, k_smem, v_smem, k_consumed, v_consumed, carry):
-        mixed, top, total, starts = carry
+        mixed, top, total, sight = carry
         at = first + indices[0]
 
-        def multiply(scores):
-            plgpu.wgmma(scores, q_smem.at[warpgroup], k_smem.T)
+        def multiply(sums):
+            hopper.multiply_add(*sums, q_smem.at[warpgroup], k_smem.T)
             turn()
-            return scores[...]
 
-        scores = pl.run_scoped(multiply, plgpu.ACC((ROWS, BLOCK), jnp.float32))
-        plgpu.barrier_arrive(k_consumed)
-        needs_mask = (at == block) | (at < whole_from)
-        scores = masked_if(
-            needs_mask, scores, queries=0, q0=q0, k0=at * BLOCK, starts=starts
+        begin = hide_if(
+            (at == block) | (at < whole_from),
+            zeros(ROWS, BLOCK),
+            lambda: between(*sight, places_gmem.at[pl.ds(at * BLOCK, BLOCK)]),
         )
+        (scores,) = hopper.with_sums([begin], multiply)
+        plgpu.barrier_arrive(k_consumed)
         higher = jnp.maximum(top, scores.max(axis=1) * SCALE)
         shrink = jnp.exp2(top - higher)
         weights = jnp.exp2(scores * SCALE - along(higher, scores.shape, 0))
@@ -119,9 +134,11 @@ def _body(starts_gmem, q_gmem, k_gmem, v_gmem, out_gmem, sums_gmem, *, q_smem, l
         weights = weights.astype(v_smem.dtype)
         mixed, total, higher, weights = lax.optimization_barrier((mixed, total, higher, weights))
         turn()
-        (mixed,) = hopper.with_sums([mixed], lambda sums: hopper.multiply_add(*sums, weights, v_smem))
+        (mixed,) = hopper.with_sums(
+            [mixed], lambda sums: hopper.multiply_add(*sums, weights, v_smem)
+        )
         plgpu.barrier_arrive(v_consumed)
-        return mixed, higher, total, starts
+        return mixed, higher, total, sight
 
     pipeline = plgpu.emit_pipeline_warp_specialized(
         step,

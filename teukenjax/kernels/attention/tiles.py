@@ -1,6 +1,7 @@
 """What the forward and the backward kernels of attention have in common."""
 
 import math
+from collections.abc import Callable
 
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
@@ -45,25 +46,27 @@ def along(vector, shape: tuple[int, int], axis: int):
     return lax.broadcast_in_dim(vector, shape, [axis])
 
 
-def masked(scores, *, queries: int, q0, k0, starts):
-    """Scores with −∞ where a query does not see a key.
+def load(gmem, layout):
+    """Numbers of rows or columns, each in the registers of all threads that have some of it."""
+    return plgpu.load(gmem, layout=layout, optimized=False)
 
-    Args:
-      scores: of queries by keys, or transposed.
-      queries: the axis of the queries.
-      q0, k0: position of the first of each.
-      starts: of the queries.
+
+def hide_if(needed, begin, sees: Callable):
+    """What the sums of scores begin with: −∞ where a query does not see a key.
+
+    Masking what a product begins with, not what it ends with, happens while few registers are in
+    use; so none are spilled. ``sees`` is traced into a branch.
     """
-    q_at, k_at = (
-        plgpu.broadcasted_iota(jnp.int32, scores.shape, axis, layout=plgpu.Layout.WGMMA) + at
-        for axis, at in ((queries, q0), (1 - queries, k0))
-    )
-    seen = (k_at <= q_at) & (k_at >= along(starts, scores.shape, queries))
-    return jnp.where(seen, scores, -jnp.inf)
+    return lax.cond(needed, lambda b: jnp.where(sees(), b, -jnp.inf), lambda b: b, begin)
 
 
-def masked_if(needed, scores, **where):
-    """``masked``, at the cost of a branch where it is not needed."""
-    return lax.cond(needed, lambda s: masked(s, **where), lambda s: s, scores)
+def places(length: int):
+    """Positions as an array: as an iota the compiler would keep them in registers, and spill."""
+    return jnp.arange(length, dtype=jnp.int32)
 
 
+def between(starts, ends, places_gmem):
+    """[queries, keys]: which of the keys at these places lie from starts to ends of a query."""
+    shape = *starts.shape, *places_gmem.shape
+    keys = along(load(places_gmem, BY_COLUMN), shape, 1)
+    return (keys >= along(starts, shape, 0)) & (keys <= along(ends, shape, 0))
