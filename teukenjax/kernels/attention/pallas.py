@@ -15,22 +15,6 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from teukenjax.kernels.attention import pallas_backward, pallas_forward
-from teukenjax.kernels.attention.tiles import BLOCK, HEAD_DIM
-
-
-def refusal(*, dtype: str, head_dim: int, length: int) -> str | None:
-    """Why the kernel cannot run on a Hopper GPU; None when it can.
-
-    Args:
-      dtype: of activations.
-      head_dim: N.
-      length: S.
-    """
-    if dtype != "bfloat16":
-        return f"compute.dtype is {dtype}, not bfloat16"
-    if head_dim != HEAD_DIM:
-        return f"head_dim={head_dim} is not {HEAD_DIM}"
-    return f"sequences of {length} are no multiple of {BLOCK}" if length % BLOCK else None
 
 
 def starts_of(segments: Int[Array, "B S"]) -> Int[Array, "B S"]:
@@ -47,7 +31,7 @@ def attention(
     v: Float[Array, "B S K N"],
     starts: Int[Array, "B S"],
 ) -> Float[Array, "B S H N"]:
-    """softmax(q kᵀ / √N over starts[i] … i) v; bfloat16, see ``refusal``.
+    """softmax(q kᵀ / √N over starts[i] … i) v; bfloat16, see ``api``.
 
     Args:
       q, k, v: query head h reads KV head h // (H/K).

@@ -16,13 +16,12 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from teukenjax.kernels import hopper
+from teukenjax.kernels.attention.api import BLOCK, HEAD_DIM
 from teukenjax.kernels.attention.pallas_forward import SCALE
 from teukenjax.kernels.attention.tiles import (
-    BLOCK,
     BY_COLUMN,
     BY_ROW,
     FAST,
-    HEAD_DIM,
     MEMORY_REGISTERS,
     ROWS,
     THREADS,

@@ -16,11 +16,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from teukenjax.kernels import hopper
+from teukenjax.kernels.attention.api import BLOCK, HEAD_DIM
 from teukenjax.kernels.attention.tiles import (
-    BLOCK,
     BY_ROW,
     FAST,
-    HEAD_DIM,
     LOG2_E,
     LOWEST,
     MEMORY_REGISTERS,

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from teukenjax.kernels import hopper
+from teukenjax.kernels.attention.api import BLOCK
 
-HEAD_DIM = 128  # N
 WARPGROUPS = 2  # that multiply
 ROWS = 64  # of a block that one warpgroup owns, as wgmma has them
-BLOCK = WARPGROUPS * ROWS  # positions that a program owns, and keys of a step
+assert BLOCK == WARPGROUPS * ROWS  # positions that a program owns, and keys of a step
 LOG2_E = math.log2(math.e)
 LOWEST = -1e30  # of a maximum: a row that a block masks as a whole has weights 0, not NaN
 THREADS = {"num_threads": WARPGROUPS + 1, "thread_name": "warpgroup"}
