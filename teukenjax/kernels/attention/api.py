@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, Int
 from teukenjax.sharding import BATCH_AXES, Layout
 
 HEADS = P(BATCH_AXES, None, "tensor", None)  # of queries, keys and values
-BLOCK, HEAD_DIM = 128, 128  # what pallas takes: multiples of positions, and N
+BLOCK, HEAD_DIM = 128, 128  # what pallas has at a time: positions (it pads), and N
+PALLAS_SAVED = "attention and sums"  # what its backward needs, for remat policies
 
 
 def cudnn_refusal(*, dtype: str, head_dim: int, segments: bool) -> str | None:
@@ -28,19 +29,11 @@ def cudnn_refusal(*, dtype: str, head_dim: int, segments: bool) -> str | None:
     return None
 
 
-def pallas_refusal(*, dtype: str, head_dim: int, length: int) -> str | None:
-    """Why our kernel cannot run on a Hopper GPU; None when it can.
-
-    Args:
-      dtype: of activations.
-      head_dim: N.
-      length: S.
-    """
+def pallas_refusal(*, dtype: str, head_dim: int) -> str | None:
+    """Why our kernel cannot run on a Hopper GPU; None when it can; arguments as above."""
     if dtype != "bfloat16":
         return f"compute.dtype is {dtype}, not bfloat16"
-    if head_dim != HEAD_DIM:
-        return f"head_dim={head_dim} is not {HEAD_DIM}"
-    return f"a sequence of {length} is not a multiple of {BLOCK}" if length % BLOCK else None
+    return None if head_dim == HEAD_DIM else f"head_dim={head_dim} is not {HEAD_DIM}"
 
 
 def attention(
@@ -80,19 +73,24 @@ def attention(
 def _by_pallas(q, k, v, segments, layout: Layout | None):
     from teukenjax.kernels.attention import pallas
 
-    why = pallas_refusal(dtype=str(q.dtype), head_dim=q.shape[-1], length=q.shape[1])
+    S = q.shape[1]
+    why = pallas_refusal(dtype=str(q.dtype), head_dim=q.shape[3])
     if why is not None:
         raise ValueError(f"attention: pallas cannot run: {why}")
     starts = pallas.starts_of(jnp.zeros(q.shape[:2], jnp.int32) if segments is None else segments)
-    if layout is None:
-        return pallas.attention(q, k, v, starts)
-    return jax.shard_map(
-        pallas.attention,
-        mesh=layout.mesh,
-        in_specs=(HEADS, HEADS, HEADS, P(BATCH_AXES, None)),
-        out_specs=HEADS,
-        check_vma=False,
-    )(q, k, v, starts)
+    if pad := -S % BLOCK:  # evaluation has sequences of all lengths; what is added comes later
+        q, k, v = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (q, k, v))
+        starts = jnp.pad(starts, ((0, 0), (0, pad)), constant_values=S)
+    run = pallas.attention
+    if layout is not None:
+        run = jax.shard_map(
+            run,
+            mesh=layout.mesh,
+            in_specs=(HEADS, HEADS, HEADS, P(BATCH_AXES, None)),
+            out_specs=HEADS,
+            check_vma=False,
+        )
+    return run(q, k, v, starts)[:, :S]
 
 
 def cached_attention(

@@ -12,9 +12,11 @@ the same bit for bit, at the price of computing the scores twice (7 products ins
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from teukenjax.kernels.attention import pallas_backward, pallas_forward
+from teukenjax.kernels.attention.api import PALLAS_SAVED
 
 
 def starts_of(segments: Int[Array, "B S"]) -> Int[Array, "B S"]:
@@ -41,7 +43,9 @@ def attention(
 
 
 def _forward(q, k, v, starts):
-    out, log_sums = pallas_forward.forward(q, k, v, starts)
+    out, log_sums = (
+        checkpoint_name(x, PALLAS_SAVED) for x in pallas_forward.forward(q, k, v, starts)
+    )
     return out, (q, k, v, starts, out, log_sums)
 
 

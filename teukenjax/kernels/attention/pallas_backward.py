@@ -152,7 +152,7 @@ def parts_of_group(group: int, programs: int) -> int:
     return next((parts for parts in divisors if parts * programs >= wanted), group)
 
 
-def _ends(starts: Int[Array, "B S"]) -> Int[Array, "B S/128 2"]:
+def _ends(starts: Int[Array, "B S"]) -> Int[Array, "B blocks 2"]:
     """Up to where queries see the first, and the last, key of each block."""
     B, S = starts.shape
     keys = jnp.arange(S, dtype=jnp.int32).reshape(-1, BLOCK)[:, :: BLOCK - 1]

@@ -21,7 +21,7 @@ BY_ROW, BY_COLUMN = (plgpu.Layout.WGMMA.reduce(axis) for axis in (1, 0))
 MEMORY_REGISTERS = 40
 
 
-def operands(*shape: int) -> plgpu.SMEM:
+def operands(*shape: int):
     """Shared memory for blocks of a product's operands."""
     return plgpu.SMEM(shape, jnp.bfloat16, transforms=hopper.SWIZZLED)
 
