@@ -22,7 +22,6 @@ from teukenjax.kernels.attention.tiles import (
     BY_COLUMN,
     BY_ROW,
     FAST,
-    MEMORY_REGISTERS,
     ROWS,
     THREADS,
     WARPGROUPS,
@@ -32,11 +31,13 @@ from teukenjax.kernels.attention.tiles import (
     kv_steps,
     load,
     operands,
+    over_keys,
+    pipelined,
     places,
     zeros,
 )
 
-Q_STAGES, KV_STAGES = 4, 2  # blocks of queries, and of keys, that are loaded ahead
+Q_STAGES = 4  # blocks of queries that are loaded ahead
 PROGRAMS_PER_SM = 6  # of the kernel for dK and dV, at least: they differ in length
 
 
@@ -82,11 +83,11 @@ def _q_body(
     warpgroup = lax.axis_index("warpgroup")
     kv_head = lax.div(head, q_gmem.shape[2] // k_gmem.shape[2])
     first, whole_from, steps = kv_steps(starts_gmem, batch, block)
-    q0 = block * BLOCK + warpgroup * ROWS
+    rows = pl.ds(block * BLOCK + warpgroup * ROWS, ROWS)
     own_q, own_d_out = q_smem.at[warpgroup], d_out_smem.at[warpgroup]
 
     def compute(run):
-        rows, arrived = pl.ds(q0, ROWS), loaded.at[warpgroup]
+        arrived = loaded.at[warpgroup]
         plgpu.copy_gmem_to_smem(q_gmem.at[batch, rows, head], own_q, arrived)
         plgpu.copy_gmem_to_smem(d_out_gmem.at[batch, rows, head], own_d_out, arrived)
         sight = load(starts_gmem.at[batch, rows], BY_ROW), load(places_gmem.at[rows], BY_ROW)
@@ -123,21 +124,8 @@ def _q_body(
         plgpu.barrier_arrive(k_consumed)
         return dq, sight, *begin
 
-    keys = plgpu.BlockSpec(
-        (BLOCK, HEAD_DIM), lambda step: (first + step, 0), transforms=hopper.SWIZZLED
-    )
-    pipeline = plgpu.emit_pipeline_warp_specialized(
-        step,
-        grid=(steps,),
-        memory_registers=MEMORY_REGISTERS,
-        in_specs=[keys, keys],
-        wg_axis="warpgroup",
-        num_compute_wgs=WARPGROUPS,
-        max_concurrent_steps=KV_STAGES,
-        manual_consumed_barriers=True,
-        compute_context=compute,
-    )
-    pipeline(k_gmem.at[batch, :, kv_head], v_gmem.at[batch, :, kv_head])
+    k_gmem, v_gmem = (gmem.at[batch, :, kv_head] for gmem in (k_gmem, v_gmem))
+    over_keys(step, compute, k_gmem, v_gmem, first=first, steps=steps)
 
 
 def parts_of_group(group: int, programs: int) -> int:
@@ -240,14 +228,11 @@ def _kv_body(
         transforms=hopper.SWIZZLED,
     )
     numbers = plgpu.BlockSpec((None, ROWS), lambda head, step: (head0 + head, first + step))
-    pipeline = plgpu.emit_pipeline_warp_specialized(
+    run = pipelined(
         step,
+        compute,
         grid=(heads, stop - first),
-        memory_registers=MEMORY_REGISTERS,
         in_specs=[rows, rows, numbers, numbers],
-        wg_axis="warpgroup",
-        num_compute_wgs=WARPGROUPS,
-        max_concurrent_steps=Q_STAGES,
-        compute_context=compute,
+        stages=Q_STAGES,
     )
-    pipeline(q_gmem.at[batch], d_out_gmem.at[batch], sums_gmem.at[batch], delta_gmem.at[batch])
+    run(*(gmem.at[batch] for gmem in (q_gmem, d_out_gmem, sums_gmem, delta_gmem)))

@@ -22,7 +22,6 @@ from teukenjax.kernels.attention.tiles import (
     FAST,
     LOG2_E,
     LOWEST,
-    MEMORY_REGISTERS,
     ROWS,
     THREADS,
     WARPGROUPS,
@@ -32,11 +31,11 @@ from teukenjax.kernels.attention.tiles import (
     kv_steps,
     load,
     operands,
+    over_keys,
     places,
     zeros,
 )
 
-STAGES = 2  # blocks of keys and values that are loaded ahead
 SCALE = LOG2_E / math.sqrt(HEAD_DIM)  # of scores, whose exponentials are powers of 2
 
 
@@ -68,24 +67,15 @@ def forward(
 
 
 def _body(
-    starts_gmem,
-    places_gmem,
-    q_gmem,
-    k_gmem,
-    v_gmem,
-    out_gmem,
-    sums_gmem,
-    *,
-    q_smem,
-    loaded,
-    tensor_cores,
-):
+    starts_gmem, places_gmem, q_gmem, k_gmem, v_gmem, out_gmem, sums_gmem,
+    *, q_smem, loaded, tensor_cores,
+):  # fmt: skip
     head, batch = lax.axis_index("head"), lax.axis_index("batch")
     block = lax.axis_size("block") - 1 - lax.axis_index("block")
     warpgroup = lax.axis_index("warpgroup")
     kv_head = lax.div(head, q_gmem.shape[2] // k_gmem.shape[2])
     first, whole_from, steps = kv_steps(starts_gmem, batch, block)
-    q0 = block * BLOCK + warpgroup * ROWS
+    rows = pl.ds(block * BLOCK + warpgroup * ROWS, ROWS)
 
     def turn():
         plgpu.barrier_arrive(tensor_cores)
@@ -93,7 +83,6 @@ def _body(
 
     def compute(run):
         own = q_smem.at[warpgroup]
-        rows = pl.ds(q0, ROWS)
         plgpu.copy_gmem_to_smem(q_gmem.at[batch, rows, head], own, loaded.at[warpgroup])
         sight = load(starts_gmem.at[batch, rows], BY_ROW), load(places_gmem.at[rows], BY_ROW)
         top, total = (
@@ -131,6 +120,7 @@ def _body(
         mixed *= along(shrink, mixed.shape, 0)
         total = total * shrink + weights.sum(axis=1)
         weights = weights.astype(v_smem.dtype)
+        # All of this is computed before the other warpgroup's turn ends, not after.
         mixed, total, higher, weights = lax.optimization_barrier((mixed, total, higher, weights))
         turn()
         (mixed,) = hopper.with_sums(
@@ -139,20 +129,5 @@ def _body(
         plgpu.barrier_arrive(v_consumed)
         return mixed, higher, total, sight
 
-    pipeline = plgpu.emit_pipeline_warp_specialized(
-        step,
-        grid=(steps,),
-        memory_registers=MEMORY_REGISTERS,
-        in_specs=[
-            plgpu.BlockSpec(
-                (BLOCK, HEAD_DIM), lambda step: (first + step, 0), transforms=hopper.SWIZZLED
-            )
-        ]
-        * 2,
-        wg_axis="warpgroup",
-        num_compute_wgs=WARPGROUPS,
-        max_concurrent_steps=STAGES,
-        manual_consumed_barriers=True,
-        compute_context=compute,
-    )
-    pipeline(k_gmem.at[batch, :, kv_head], v_gmem.at[batch, :, kv_head])
+    k_gmem, v_gmem = (gmem.at[batch, :, kv_head] for gmem in (k_gmem, v_gmem))
+    over_keys(step, compute, k_gmem, v_gmem, first=first, steps=steps)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from teukenjax.kernels import hopper
-from teukenjax.kernels.attention.api import BLOCK
+from teukenjax.kernels.attention.api import BLOCK, HEAD_DIM
 
 WARPGROUPS = 2  # that multiply
 ROWS = 64  # of a block that one warpgroup owns, as wgmma has them
@@ -19,6 +19,7 @@ THREADS = {"num_threads": WARPGROUPS + 1, "thread_name": "warpgroup"}
 FAST = plgpu.CompilerParams(approx_math=True)
 BY_ROW, BY_COLUMN = (plgpu.Layout.WGMMA.reduce(axis) for axis in (1, 0))
 MEMORY_REGISTERS = 40
+KV_STAGES = 2  # blocks of keys and values that are loaded ahead
 
 
 def operands(*shape: int):
@@ -39,6 +40,37 @@ def kv_steps(starts_gmem, batch, block):
     first = lax.div(starts_gmem[batch, block * BLOCK], BLOCK)
     whole_from = lax.div(starts_gmem[batch, block * BLOCK + BLOCK - 1] + BLOCK - 1, BLOCK)
     return first, whole_from, block + 1 - first
+
+
+def pipelined(step, compute, *, grid, in_specs, stages: int, **how):
+    """``step`` in the multiplying warpgroups, over blocks that the third one loads ahead."""
+    return plgpu.emit_pipeline_warp_specialized(
+        step,
+        grid=grid,
+        memory_registers=MEMORY_REGISTERS,
+        in_specs=in_specs,
+        wg_axis="warpgroup",
+        num_compute_wgs=WARPGROUPS,
+        max_concurrent_steps=stages,
+        compute_context=compute,
+        **how,
+    )
+
+
+def over_keys(step, compute, k_gmem, v_gmem, *, first, steps) -> None:
+    """``pipelined`` over blocks of keys and values, which a step releases one by one."""
+    block = plgpu.BlockSpec(
+        (BLOCK, HEAD_DIM), lambda step: (first + step, 0), transforms=hopper.SWIZZLED
+    )
+    run = pipelined(
+        step,
+        compute,
+        grid=(steps,),
+        in_specs=[block, block],
+        stages=KV_STAGES,
+        manual_consumed_barriers=True,
+    )
+    run(k_gmem, v_gmem)
 
 
 def along(vector, shape: tuple[int, int], axis: int):
