@@ -50,7 +50,20 @@ def test_another_gpu_has_no_kernels_of_ours():
 def test_documents_that_stay_apart_are_not_given_to_cudnn():
     names, found = choices(H100, "data.packing=best_fit")
     assert names["attention"] == "reference"
-    assert "attention stays inside documents" in found["attention"].reason
+    reason = found["attention"].reason
+    assert "attention stays inside documents" in reason
+    assert "not measured near this shape" in reason  # the kernel that could
+    names, _ = choices(H100, "data.packing=best_fit", "compute.kernels.attention=pallas")
+    assert names["attention"] == "pallas"
+    with pytest.raises(UserError, match=r"compute\.strict=true.*not measured near this shape"):
+        choices(H100, "data.packing=best_fit", "compute.strict=true")
+
+
+def test_windows_of_documents_are_measured_apart(monkeypatch):
+    row = {"kernel": "attention", "gpu": "H100", "shape": {"packed_S": 4096}}
+    monkeypatch.setattr(choice, "_measured", lambda: [row | {"ms": {"pallas": 1, "reference": 9}}])
+    assert choices(H100, "data.packing=best_fit")[0]["attention"] == "pallas"
+    assert choices(H100)[0]["attention"] == "cudnn"
 
 
 def test_nothing_is_taken_on_hope():
@@ -91,6 +104,18 @@ def test_what_is_asked_for_and_cannot_run_is_an_error(device, overrides, message
 def test_what_cudnn_does_not_take(override, message):
     with pytest.raises(UserError, match=message):
         choices(H100, override, "compute.kernels.attention=cudnn")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("compute.dtype=float32", "compute.dtype is float32, not bfloat16"),
+        ("model.head_dim=64", "head_dim=64 is not 128"),
+    ],
+)
+def test_what_our_attention_does_not_take(override, message):
+    with pytest.raises(UserError, match=message):
+        choices(H100, override, "compute.kernels.attention=pallas")
 
 
 def test_a_width_that_the_norm_does_not_take():

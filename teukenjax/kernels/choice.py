@@ -1,7 +1,8 @@
 """Which implementation of each kernel a run takes, and why: chosen in the open, once.
 
 ``auto`` takes what was fastest where it was measured: ``measured.yaml`` holds times by kernel, GPU
-and shape (``teukenjax bench kernels`` writes such rows). Where no row is near, it takes the
+and shape (``teukenjax bench kernels`` writes such rows; the length of windows in which attention
+stays inside documents is a letter of its own, ``packed_S``). Where no row is near, it takes the
 reference, or for attention cuDNN, and says so.
 """
 
@@ -15,7 +16,7 @@ from ruamel.yaml import YAML
 
 from teukenjax.errors import UserError
 from teukenjax.kernels import rms_norm
-from teukenjax.kernels.attention import cudnn_refusal
+from teukenjax.kernels.attention import cudnn_refusal, pallas_refusal
 from teukenjax.recipe import KernelsConfig, Recipe
 
 NEAR = 2.0  # a row speaks for shapes up to this factor from its own, in each dimension
@@ -74,10 +75,15 @@ def choose_kernels(recipe: Recipe, device: Device, *, tokens: int) -> dict[str, 
     ours, dtype = device.pallas_refusal, compute.dtype
     is_16_bit = None if dtype == "bfloat16" else f"compute.dtype is {dtype}, not bfloat16"
     cudnn = cudnn_refusal(dtype=dtype, head_dim=model.head_dim, segments=recipe.data.segmented)
+    attention = {
+        "cudnn": device.gpu_refusal or cudnn,
+        "pallas": ours or pallas_refusal(dtype=dtype, head_dim=model.head_dim),
+    }
+    length = "packed_S" if recipe.data.segmented else "S"
     norm = rms_norm.refusal(dtype=dtype, width=model.width, gain=model.norm_gain)
     head = {"T": min(compute.head_chunk, tokens), "D": model.width, "V": model.vocab_size}
     cases = {
-        "attention": ({"cudnn": device.gpu_refusal or cudnn}, {"S": model.context}, "cudnn"),
+        "attention": (attention, {length: model.context}, "cudnn"),
         "cross_entropy": ({"pallas": ours or is_16_bit}, head, "reference"),
         "rms_norm": ({"pallas": ours or norm}, {"T": tokens, "D": model.width}, "reference"),
         "symmetric_matmul": ({"pallas": ours}, {"m": model.width}, "reference"),
@@ -134,19 +140,18 @@ def choose(
             f"compute.kernels.{kernel}={requested} cannot run: {refusals[requested]}; "
             f"allowed here: auto, {', '.join(able)}"
         )
-    refused = "; ".join(f"{name} cannot run: {why}" for name, why in refusals.items() if why)
-    if len(able) == 1 and strict:
+    reasons = [f"{name} cannot run: {why}" for name, why in refusals.items() if why]
+    refused = "; ".join(reasons)
+    row = _nearest(kernel, device.kind, shape) if len(able) > 1 else None
+    if row is None and len(able) > 1:
+        reasons.append("not measured near this shape")
+    if strict and row is None and fallback not in able[1:]:
         raise UserError(
-            f"compute.strict=true with compute.kernels.{kernel}=auto: {refused}; to take the slow "
-            f"path knowingly set compute.kernels.{kernel}=reference"
+            f"compute.strict=true with compute.kernels.{kernel}=auto: {'; '.join(reasons)}; to "
+            f"take the slow path knowingly set compute.kernels.{kernel}=reference"
         )
-    if len(able) == 1:
-        return Choice("reference", refused)
-    row = _nearest(kernel, device.kind, shape)
     if row is None:
-        return Choice(
-            fallback if fallback in able else "reference", refused or "not measured near this shape"
-        )
+        return Choice(fallback if fallback in able else "reference", "; ".join(reasons))
     times = {name: ms for name, ms in row["ms"].items() if name in able}
     best = min(times, key=times.get)
     others = ", ".join(f"{name} {ms:g}" for name, ms in times.items() if name != best)
@@ -155,10 +160,13 @@ def choose(
 
 def _nearest(kernel: str, kind: str, shape: Shape) -> dict | None:
     def distance(row) -> float:
-        assert row["shape"].keys() == shape.keys(), (row, shape)
         return max(abs(math.log2(shape[n] / row["shape"][n])) for n in shape)
 
-    rows = [row for row in _measured() if row["kernel"] == kernel and row["gpu"] in kind]
+    rows = [
+        row
+        for row in _measured()
+        if row["kernel"] == kernel and row["gpu"] in kind and row["shape"].keys() == shape.keys()
+    ]
     near = [row for row in rows if distance(row) <= math.log2(NEAR)]
     return min(near, key=distance, default=None)
 

@@ -31,6 +31,21 @@ def processors() -> int:
     return jax.devices()[0].core_count
 
 
+def with_sums(values, body: Callable) -> list:
+    """fp32 sums in registers, after a body that was given accumulators which start with them."""
+    return pl.run_state(body)([plgpu.ACC.init(value) for value in values])
+
+
+def multiply_add(sums, x, y_smem):
+    """Starts sums += x Y, for x in registers or in shared memory."""
+    plgpu.wgmma(sums, x, y_smem)
+
+
+def read(sums, *, pending: int = 0):
+    """The sums, once no more than the last ``pending`` products that were started still run."""
+    return lax.optimization_barrier(plgpu.wgmma_accumulator_load(sums, wait_n=pending))
+
+
 def for_each_tile(x_gmem, y_gmem, *, count: int, locate: Callable, finish: Callable, scratch: dict):
     """Multiplies the tiles 0 … count − 1, spread over the grid axis "sm".
 

@@ -187,7 +187,8 @@ class Attention(Linear):
         q, k, v = (name(x, "qkv") for x in (apply_rope(q, rope), apply_rope(k, rope), v))
         if cache is None:
             with jax.named_scope("kernel"):
-                mixed = attention(q, k, v, segments, implementation=self.compute.kernels.attention)
+                how = {"implementation": self.compute.kernels.attention, "layout": self.layout}
+                mixed = attention(q, k, v, segments, **how)
         else:
             cache = tuple(map(extended, cache, (k, v), (start, start)))
             mixed = cached_attention(q, *cache, start)

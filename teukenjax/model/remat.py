@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import jax
 
+from teukenjax.kernels.attention.api import PALLAS_SAVED
+
 # cuDNN's backward needs the softmax statistics, which are an output of its forward and cannot be
 # named from outside. So its outputs are kept as such, the attention's among them.
 CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
@@ -42,9 +44,15 @@ def rematerialised(layer: Callable, policy: str, *, attention: str) -> Callable:
     if policy == "none":
         return layer
     chosen = POLICIES[policy]
+    if attention == "pallas":  # which names its output itself, with the statistics
+        chosen = Policy(*(_renamed(names) for names in (chosen.saved, chosen.offloaded)))
     keep = _keeps_cudnn if attention == "cudnn" and "attention" in chosen.saved else _by_name
     # The scan already keeps XLA from merging the two passes (prevent_cse's purpose).
     return jax.checkpoint(layer, policy=keep(chosen), prevent_cse=False)
+
+
+def _renamed(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(PALLAS_SAVED if name == "attention" else name for name in names)
 
 
 def _by_name(policy: Policy) -> Callable:

@@ -221,7 +221,7 @@ class ShardingConfig(Section):
 class KernelsConfig(Section):
     """Which implementation of each kernel runs; auto: the fastest where it was measured."""
 
-    attention: Literal["auto", "cudnn", "reference"] = "auto"
+    attention: Literal["auto", "cudnn", "pallas", "reference"] = "auto"
     cross_entropy: Literal["auto", "pallas", "reference"] = "auto"
     rms_norm: Literal["auto", "pallas", "reference"] = "auto"
     symmetric_matmul: Literal["auto", "pallas", "reference"] = "auto"  # of Newton–Schulz

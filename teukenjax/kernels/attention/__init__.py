@@ -1,5 +1,5 @@
 """Causal grouped-query attention."""
 
-from teukenjax.kernels.attention.api import attention, cudnn_refusal
+from teukenjax.kernels.attention.api import attention, cudnn_refusal, pallas_refusal
 
-__all__ = ["attention", "cudnn_refusal"]
+__all__ = ["attention", "cudnn_refusal", "pallas_refusal"]
