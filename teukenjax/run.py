@@ -148,8 +148,9 @@ class RunDirectory:
 
     def record_benchmarks(self, step: int, shown: dict[str, dict[str, float]]) -> None:
         """Adds a line to benchmarks.jsonl: task → language → score after ``step`` steps."""
-        with (self.path / "benchmarks.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "shown": shown}) + "\n")
+        if processes.is_first():
+            with (self.path / "benchmarks.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "shown": shown}) + "\n")
 
     def is_evaluated(self, step: int) -> bool:
         """Whether eval.json has scores after ``step`` steps."""

@@ -10,23 +10,13 @@ from teukenjax.errors import LOST, PREEMPTED, UserError
 from teukenjax.processes import Membership, join
 from teukenjax.train.watch import PULSE_S
 
-LIMIT_S = 240  # of a machine that is busy with other things
-
-
-def until(run, steps: int) -> None:
-    end = time.monotonic() + LIMIT_S
-    while steps_done(run.out) < steps:
-        assert time.monotonic() < end, run.said()
-        assert all(process.poll() is None for process in run.running), run.said()
-        time.sleep(0.1)
-
 
 def test_two_processes_are_bit_for_bit_one(together):
     alone, both = together("alone", processes=1, devices=2, gloo=False), together("b", processes=2)
     alone.start()
-    assert alone.wait(LIMIT_S) == [0], alone.said()
+    assert alone.wait(alone.limit_s) == [0], alone.said()
     both.start()
-    assert both.wait(LIMIT_S) == [0, 0], both.said()
+    assert both.wait(both.limit_s) == [0, 0], both.said()
     assert first_difference(alone.out, both.out) is None
     assert len(curve(both.out)) == 12
     assert {path.name for path in both.out.iterdir()} == {path.name for path in alone.out.iterdir()}
@@ -39,16 +29,16 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(every, together):
     """Elastic too: killed with two processes, it goes on in one with two devices."""
     straight, run = together("straight", processes=1, devices=2), together("run", processes=2)
     straight.start()
-    assert straight.wait(LIMIT_S) == [0], straight.said()
+    assert straight.wait(straight.limit_s) == [0], straight.said()
     run.arguments += ["steps=5000", f"checkpoint.every={every}"]
     run.start()
-    until(run, 7)
+    run.until(run.out, 7, run.limit_s)
     run.send(signal.SIGKILL, 1)
-    assert run.wait(LIMIT_S) == [LOST, -signal.SIGKILL], run.said()
+    assert run.wait(run.limit_s) == [LOST, -signal.SIGKILL], run.said()
     assert "no sign of life from process 1" in run.said()
     again = together("run", "steps=12", processes=1, devices=2)
     again.start()
-    assert again.wait(LIMIT_S) == [0], again.said()
+    assert again.wait(again.limit_s) == [0], again.said()
     assert "at step " in again.said()
     assert first_difference(straight.out, again.out) is None
 
@@ -56,21 +46,22 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(every, together):
 def test_a_signal_to_one_process_saves_in_all(together):
     run = together("run", "steps=5000", "checkpoint.every=4000", processes=2)
     run.start()
-    until(run, 3)
+    run.until(run.out, 3, run.limit_s)
     run.send(signal.SIGUSR1, 1)
-    assert run.wait(LIMIT_S) == [PREEMPTED, PREEMPTED], run.said()
+    assert run.wait(run.limit_s) == [PREEMPTED, PREEMPTED], run.said()
     saved = [int(path.name) for path in (run.out / "checkpoints").iterdir()]
     assert saved == [steps_done(run.out)]  # not a step is lost
     assert f"goes on from step {saved[0]}" in run.said()
 
 
-def test_a_process_that_hangs_is_named(together):
-    run = together("run", "steps=5000", "guard.timeout_s=10", "checkpoint.every=4000", processes=2)
+def test_a_process_that_hangs_is_named(together, hang_s):
+    overrides = ("steps=5000", f"guard.timeout_s={hang_s}", "checkpoint.every=4000")
+    run = together("run", *overrides, processes=2)
     run.start()
-    until(run, 3)
+    run.until(run.out, 3, run.limit_s)
     time.sleep(3 * PULSE_S)  # so that its last pulse is from a step, not from compiling
     run.send(signal.SIGSTOP, 1)
-    deadline = time.monotonic() + LIMIT_S
+    deadline = time.monotonic() + run.limit_s
     while run.running[0].poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
     assert run.running[0].poll() == LOST, run.said()
