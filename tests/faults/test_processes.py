@@ -4,10 +4,11 @@ import signal
 import time
 
 import pytest
+from campaign import is_saving
 from curves import curve, first_difference, steps_done
 
 from teukenjax.errors import LOST, PREEMPTED, UserError
-from teukenjax.processes import Membership, join
+from teukenjax.processes import Membership, from_runtime, join
 from teukenjax.train.watch import PULSE_S
 
 
@@ -24,7 +25,7 @@ def test_two_processes_are_bit_for_bit_one(together):
     assert "goodput" not in both.said(1)  # one process speaks
 
 
-@pytest.mark.parametrize("every", [1, 5])  # at every step, the kill often meets a save
+@pytest.mark.parametrize("every", [1, 5])  # at every step, the kill meets a save
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(every, together):
     """Elastic too: killed with two processes, it goes on in one with two devices."""
     straight, run = together("straight", processes=1, devices=2), together("run", processes=2)
@@ -33,6 +34,9 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(every, together):
     run.arguments += ["steps=5000", f"checkpoint.every={every}"]
     run.start()
     run.until(run.out, 7, run.limit_s)
+    end = time.monotonic() + run.limit_s
+    while every == 1 and not is_saving(run.out) and time.monotonic() < end:
+        time.sleep(0.001)
     run.send(signal.SIGKILL, 1)
     assert run.wait(run.limit_s) == [LOST, -signal.SIGKILL], run.said()
     assert "no sign of life from process 1" in run.said()
@@ -85,3 +89,20 @@ def test_a_place_that_cannot_be_is_refused(given, message):
 
 def test_without_a_place_there_is_one_process():
     join(Membership(), {"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"})  # of a shell in an allocation
+
+
+@pytest.mark.parametrize(
+    ("module", "message", "runtimes"),
+    [
+        ("jax.experimental.multihost_utils", "UNKNOWN: Gloo AllGather failed: reset by peer", True),
+        ("orbax.checkpoint", "UNKNOWN: Error writing: No space left on device", False),
+        ("jax.experimental.multihost_utils", "an argument is not an array", False),
+    ],
+)
+def test_a_collective_that_fails_is_told_from_a_disk(module, message, runtimes):
+    """In a save both are plain ValueErrors; the exit code says whether a restart helps."""
+    scope = {"__name__": module}
+    exec("def fail(message): raise ValueError(message)", scope)
+    with pytest.raises(ValueError, match=message[:7]) as caught:
+        scope["fail"](message)
+    assert from_runtime(caught.value) is runtimes
