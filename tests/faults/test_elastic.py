@@ -7,9 +7,9 @@ import pytest
 from curves import curve, first_difference
 
 pytestmark = pytest.mark.faults  # fifteen processes take minutes on two cores
-# Each mesh sums gradients in its own order, which moved a loss by 1e-6 at most; of other text it
-# is another by 1e-3 at least.
-SAME_TEXT = 3e-5
+# Other meshes may sum gradients in another order, which moves last bits (1.2e-7 each);
+# losses of two steps, so of other text, differ by 3e-4 at least.
+SAME_TEXT = 1e-5
 
 
 def done(run) -> None:

@@ -19,6 +19,7 @@ from together import Together
 
 SHORTEST_S, LONGEST_S = 90.0, 300.0  # between two kills
 ENDLESS = 10_000_000  # steps
+START_LIMIT_S = 600.0
 
 
 def main(
@@ -84,6 +85,7 @@ def disturb(run: Together, seconds: float, rng: random.Random, out: Path) -> int
         kills += 1
         print(f"kill {kills}: process {victim} at {steps_done(out)} steps: {codes}", flush=True)
         run.start()
+    run.until(out, steps_done(out) + 1, START_LIMIT_S)  # sooner the signal would meet Python
     run.send(signal.SIGTERM, 1)
     print(f"told to stop: {run.wait(120)}", flush=True)
     return kills
