@@ -170,7 +170,7 @@ class Checkpoints:
             yield
         except Exception as error:  # of this save, or of one before it that went on meanwhile
             met = _innermost(error)
-            if isinstance(met, jax.errors.JaxRuntimeError):
+            if processes.from_runtime(met):
                 raise met from None  # no disk's: another process is gone, as ``train.watch`` says
             raise UserError(
                 f"{self.folder}: a checkpoint cannot be written: {_reason(error)}; "

@@ -12,6 +12,7 @@ code, instead of waiting for it in a collective.
 
 import itertools
 import os
+import re
 import socket
 import sys
 import threading
@@ -30,6 +31,8 @@ START_LIMIT_S = 300.0
 HEARTBEAT_LIMIT_S = 60
 LISTEN_S = 1.0
 LEAVE_S = 3 * LISTEN_S  # what the others are given to read the last words
+
+STATUS = re.compile(r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
 
 _meetings = itertools.count()
 
@@ -196,6 +199,20 @@ def first_alone(name: str, *, limit_s: float) -> Iterator[None]:
     yield
     if is_first():
         meet(name, limit_s=limit_s)
+
+
+def from_runtime(error: BaseException | None) -> bool:
+    """Whether JAX's runtime raised it, rather than a library or a disk beside it.
+
+    What fails while it is dispatched, such as a collective of gloo whose peer is gone, is a plain
+    ValueError that begins with a status; TensorStore's look alike, but come through Orbax.
+    """
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return True
+    if not isinstance(error, ValueError) or not STATUS.match(str(error)):
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].split(".")[0] in ("jax", "teukenjax")
 
 
 def all_end_alike(error: Exception) -> bool:

@@ -151,6 +151,8 @@ class RunDirectory:
 
         A line of a step that is done again is replaced.
         """
+        if not processes.is_first():
+            return
         path = self.path / "benchmarks.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         rows = [row for row in map(json.loads, lines) if row["step"] < step]

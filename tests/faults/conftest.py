@@ -1,6 +1,8 @@
 """Runs as processes of their own, which may be killed."""
 
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,9 +39,26 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("compiled")
 
 
+@pytest.fixture(scope="session")
+def pace_s():
+    """What starting Python with JAX takes here, beside whatever else the machine does."""
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import jax, orbax.checkpoint"], check=True)
+    return time.monotonic() - start
+
+
+@pytest.fixture(scope="session")
+def hang_s(pace_s):
+    """What no step of a healthy run takes: 10 s where nothing else runs (starting takes 2)."""
+    return max(10.0, 5 * pace_s)
+
+
 @pytest.fixture
-def together(store, cache, tmp_path, monkeypatch):
-    """A function to runs of several processes: ``together("name", processes=2)``."""
+def together(store, cache, tmp_path, monkeypatch, pace_s):
+    """A function to runs of several processes: ``together("name", processes=2)``.
+
+    ``limit_s`` of each is what no run of these tests takes, however busy the machine was.
+    """
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     started = []
@@ -50,7 +69,7 @@ def together(store, cache, tmp_path, monkeypatch):
         arguments = [str(recipe), *overrides]
         folder = tmp_path / f"{name}-logs"
         run = Together(arguments, processes=processes, devices=devices, folder=folder, gloo=gloo)
-        run.out = tmp_path / name
+        run.out, run.limit_s = tmp_path / name, max(240.0, 60 * pace_s)
         started.append(run)
         return run
 

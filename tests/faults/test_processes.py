@@ -4,29 +4,20 @@ import signal
 import time
 
 import pytest
+from campaign import is_saving
 from curves import curve, first_difference, steps_done
 
 from teukenjax.errors import LOST, PREEMPTED, UserError
-from teukenjax.processes import Membership, join
+from teukenjax.processes import Membership, from_runtime, join
 from teukenjax.train.watch import PULSE_S
-
-LIMIT_S = 240  # of a machine that is busy with other things
-
-
-def until(run, steps: int) -> None:
-    end = time.monotonic() + LIMIT_S
-    while steps_done(run.out) < steps:
-        assert time.monotonic() < end, run.said()
-        assert all(process.poll() is None for process in run.running), run.said()
-        time.sleep(0.1)
 
 
 def test_two_processes_are_bit_for_bit_one(together):
     alone, both = together("alone", processes=1, devices=2, gloo=False), together("b", processes=2)
     alone.start()
-    assert alone.wait(LIMIT_S) == [0], alone.said()
+    assert alone.wait(alone.limit_s) == [0], alone.said()
     both.start()
-    assert both.wait(LIMIT_S) == [0, 0], both.said()
+    assert both.wait(both.limit_s) == [0, 0], both.said()
     assert first_difference(alone.out, both.out) is None
     assert len(curve(both.out)) == 12
     assert {path.name for path in both.out.iterdir()} == {path.name for path in alone.out.iterdir()}
@@ -34,21 +25,24 @@ def test_two_processes_are_bit_for_bit_one(together):
     assert "goodput" not in both.said(1)  # one process speaks
 
 
-@pytest.mark.parametrize("every", [1, 5])  # at every step, the kill often meets a save
+@pytest.mark.parametrize("every", [1, 5])  # at every step, the kill meets a save
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(every, together):
     """Elastic too: killed with two processes, it goes on in one with two devices."""
     straight, run = together("straight", processes=1, devices=2), together("run", processes=2)
     straight.start()
-    assert straight.wait(LIMIT_S) == [0], straight.said()
+    assert straight.wait(straight.limit_s) == [0], straight.said()
     run.arguments += ["steps=5000", f"checkpoint.every={every}"]
     run.start()
-    until(run, 7)
+    run.until(run.out, 7, run.limit_s)
+    end = time.monotonic() + run.limit_s
+    while every == 1 and not is_saving(run.out) and time.monotonic() < end:
+        time.sleep(0.001)
     run.send(signal.SIGKILL, 1)
-    assert run.wait(LIMIT_S) == [LOST, -signal.SIGKILL], run.said()
+    assert run.wait(run.limit_s) == [LOST, -signal.SIGKILL], run.said()
     assert "no sign of life from process 1" in run.said()
     again = together("run", "steps=12", processes=1, devices=2)
     again.start()
-    assert again.wait(LIMIT_S) == [0], again.said()
+    assert again.wait(again.limit_s) == [0], again.said()
     assert "at step " in again.said()
     assert first_difference(straight.out, again.out) is None
 
@@ -56,21 +50,22 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(every, together):
 def test_a_signal_to_one_process_saves_in_all(together):
     run = together("run", "steps=5000", "checkpoint.every=4000", processes=2)
     run.start()
-    until(run, 3)
+    run.until(run.out, 3, run.limit_s)
     run.send(signal.SIGUSR1, 1)
-    assert run.wait(LIMIT_S) == [PREEMPTED, PREEMPTED], run.said()
+    assert run.wait(run.limit_s) == [PREEMPTED, PREEMPTED], run.said()
     saved = [int(path.name) for path in (run.out / "checkpoints").iterdir()]
     assert saved == [steps_done(run.out)]  # not a step is lost
     assert f"goes on from step {saved[0]}" in run.said()
 
 
-def test_a_process_that_hangs_is_named(together):
-    run = together("run", "steps=5000", "guard.timeout_s=10", "checkpoint.every=4000", processes=2)
+def test_a_process_that_hangs_is_named(together, hang_s):
+    overrides = ("steps=5000", f"guard.timeout_s={hang_s}", "checkpoint.every=4000")
+    run = together("run", *overrides, processes=2)
     run.start()
-    until(run, 3)
+    run.until(run.out, 3, run.limit_s)
     time.sleep(3 * PULSE_S)  # so that its last pulse is from a step, not from compiling
     run.send(signal.SIGSTOP, 1)
-    deadline = time.monotonic() + LIMIT_S
+    deadline = time.monotonic() + run.limit_s
     while run.running[0].poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
     assert run.running[0].poll() == LOST, run.said()
@@ -94,3 +89,20 @@ def test_a_place_that_cannot_be_is_refused(given, message):
 
 def test_without_a_place_there_is_one_process():
     join(Membership(), {"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"})  # of a shell in an allocation
+
+
+@pytest.mark.parametrize(
+    ("module", "message", "runtimes"),
+    [
+        ("jax.experimental.multihost_utils", "UNKNOWN: Gloo AllGather failed: reset by peer", True),
+        ("orbax.checkpoint", "UNKNOWN: Error writing: No space left on device", False),
+        ("jax.experimental.multihost_utils", "an argument is not an array", False),
+    ],
+)
+def test_a_collective_that_fails_is_told_from_a_disk(module, message, runtimes):
+    """In a save both are plain ValueErrors; the exit code says whether a restart helps."""
+    scope = {"__name__": module}
+    exec("def fail(message): raise ValueError(message)", scope)
+    with pytest.raises(ValueError, match=message[:7]) as caught:
+        scope["fail"](message)
+    assert from_runtime(caught.value) is runtimes

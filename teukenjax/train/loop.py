@@ -19,30 +19,27 @@ from teukenjax import processes
 from teukenjax.checkpoint import Checkpoints
 from teukenjax.data.tokenizer import Tokenizer
 from teukenjax.errors import LOST, PREEMPTED, TryAgainError, UserError, disk_errors
-from teukenjax.evaluate import Evaluator, mean
-from teukenjax.evaluate.in_training import open_benchmarks
-from teukenjax.evaluate.tables import means
-from teukenjax.hardware import find_hardware, mfu
+from teukenjax.hardware import find_hardware
 from teukenjax.infer import Generator, Sampling
-from teukenjax.model import flops_per_token
-from teukenjax.recipe import Recipe, digest
+from teukenjax.recipe import Recipe
 from teukenjax.run import RunDirectory, load_run
 from teukenjax.sharding import Layout, make_layout
 from teukenjax.train.batch import abstract_batch
+from teukenjax.train.evaluation import Evaluations
 from teukenjax.train.feed import Feed
 from teukenjax.train.goodput import Goodput
 from teukenjax.train.guard import Guard, Rewind
-from teukenjax.train.metrics import NoLog, open_log, plot_loss, read_metrics
-from teukenjax.train.norms import norm_columns
+from teukenjax.train.metrics import plot_loss, read_metrics
 from teukenjax.train.plan import GIB, print_plan
 from teukenjax.train.preemption import Preemption
 from teukenjax.train.progress import StepProgress
+from teukenjax.train.record import Recorder
 from teukenjax.train.replicas import ReplicaCheck, describe
 from teukenjax.train.report import print_evaluations
-from teukenjax.train.resume import Restored, restore_newest
+from teukenjax.train.resume import Restored, about_run, check_run, restore_newest
 from teukenjax.train.source import Source, TextSource
 from teukenjax.train.state import Program, TrainState
-from teukenjax.train.step import Metrics, make_train_step
+from teukenjax.train.step import make_train_step
 from teukenjax.train.watch import Watch
 
 
@@ -71,13 +68,12 @@ class Run:
         self.stream = self.source.stream(recipe)
         self.hardware = find_hardware(recipe.hardware, device)
         self.checkpoints = Checkpoints(self.directory.path, recipe.checkpoint, limit_s=limit_s)
-        self.evaluator = Evaluator(
-            self.program.model,
-            eod=self.tokenizer.eod_id,
-            batch_tokens=recipe.evaluation.batch_tokens,
+        self.evaluations = Evaluations(self.program, self.source, self.directory, console)
+        self.guard = Guard(recipe.guard)
+        self.record = Recorder(
+            self.program, self.hardware, self.guard, self.goodput, self.directory.path, console
         )
-        self.benchmarks = open_benchmarks(recipe, self.program.model, self.tokenizer)
-        self.guard, self.log = Guard(recipe.guard), NoLog()
+        self.replicas = ReplicaCheck(self.layout.mesh, self.program.abstract_state.params)
         self.watch = Watch(limit_s=limit_s)
         self.preemption = Preemption(self.layout.mesh)
         print_plan(console, self.program, self.stream.mixture, self.hardware)
@@ -94,8 +90,7 @@ class Run:
                 self._train()
             except KeyboardInterrupt:
                 self._close()
-                step = self.checkpoints.latest() or 0
-                self.console.print(f"stopped: the same command goes on from step {step}")
+                self.console.print(f"stopped: {self._goes_on()}")
                 raise
             except Exception as error:
                 if processes.all_end_alike(error):
@@ -133,29 +128,24 @@ class Run:
             self.console.print(f"back at step {step}; the data goes on", highlight=False)
         elif about is not None:
             self._adopt(about)
-        self.log.close()
-        self.began, self.log = step, open_log(self.directory.path, first_step=step)
+        self.began = step
+        self.record.begin(step)
         return state, step
 
     def _adopt(self, about: dict) -> None:
         """Takes over what a checkpoint says, if it is this run's."""
-        path, step = self.directory.path, about["step"]
-        if about["store"] != self.source.digest:
-            raise UserError(
-                f"{path}: began with data {about['store']}, but {self.source.name} is "
-                f"{self.source.digest}: give the one that it began with"
-            )
-        if step > self.recipe.steps:
-            raise UserError(f"steps={self.recipe.steps}: {path} has already done {step}")
+        check_run(about, self.directory.path, self.recipe, self.source)
         self.guard.restore(about["guard"])
-        self.console.print(f"resuming {path} at step {step}", highlight=False)
+        self.console.print(
+            f"resuming {self.directory.path} at step {about['step']}", highlight=False
+        )
         for key, (old, new) in self.changed.items():
             self.console.print(f"  {key}: {old} → {new}", highlight=False)
 
     def _steps(self, state: TrainState, first: int) -> TrainState:
         recipe, train_step, pending = self.recipe, self._compiled, None
         feed = Feed(self.stream, recipe.batch, self.layout, first=first + self.guard.moved)
-        self._finished_at = time.perf_counter()
+        self.record.start_clock()
         with (
             StepProgress(self.console, steps=recipe.steps, first_step=first) as progress,
             contextlib.closing(feed),
@@ -168,16 +158,13 @@ class Run:
                 state, metrics = train_step(state, batch)
                 metrics["votes"] = self.preemption.votes()
                 if pending is not None:
-                    progress.show(self._record(*pending))
+                    progress.show(self.record(*pending))
                 pending = done, metrics
-                if self._stopping or self._pauses_at(done):
-                    progress.show(self._record(*pending))
+                if self.record.stopping or self._pauses_at(done):
+                    progress.show(self.record(*pending))
                     pending = None
                     self._pause(state, done)
         return state
-
-    _stopping = False  # told to, by any process
-    _healthy = True  # the last step that was recorded
 
     @functools.cached_property
     def _compiled(self):
@@ -195,119 +182,53 @@ class Run:
         )
         return step
 
-    def _record(self, step: int, metrics: Metrics) -> dict:
-        """Reads a step's numbers, which waits for the step; judges, writes and returns them."""
-        norms = metrics.pop("norms")
-        values = {key: float(value) for key, value in jax.device_get(metrics).items()}
-        self._stopping, verdict = bool(values.pop("votes")), int(values.pop("verdict"))
-        now = time.perf_counter()
-        tokens_per_s = self.recipe.tokens_per_step / (now - self._finished_at)
-        self._finished_at = now
-        devices = self.layout.mesh.devices.size
-        used = mfu(tokens_per_s, flops_per_token(self.recipe.model), devices, self.hardware)
-        self._healthy = self._judge(step, verdict, values["loss"])
-        row = {"step": step, **values, "tokens_per_s": round(tokens_per_s, 1), "mfu": used}
-        row |= {"bad_steps": len(self.guard.decisions), "goodput": self.goodput.share("steps")}
-        every = self.recipe.telemetry.every
-        if every is not None and step % every == 0 and self._healthy:
-            row |= norm_columns(norms, self.program.leaf_specs)
-        self.log.write(row)
-        return row
-
-    def _judge(self, step: int, verdict: int, loss: float) -> bool:
-        """Whether a step was healthy; otherwise says what is done about it."""
-        try:
-            said = self.guard.judge(step, verdict, loss)
-        finally:
-            if verdict:
-                self.guard.write(self.directory.path / "guard.json")
-        if said is not None:
-            self.console.print(said, highlight=False)
-        return said is None
-
     def _pauses_at(self, step: int) -> bool:
         every, last = self.recipe.guard.checksums, step == self.recipe.steps
         compares = every is not None and step % every == 0
         saves = step % self.recipe.checkpoint.every == 0
-        return saves or compares or last or self._evaluates_at(step)
+        return saves or compares or last or self.evaluations.due_at(step)
 
     def _pause(self, state: TrainState, done: int) -> None:
         """What happens between two steps."""
         every = self.recipe.guard.checksums
         if every is not None and done % every == 0:
             self._compare_replicas(state, done)
-        due = done % self.recipe.checkpoint.every == 0 or self._stopping
+        due = done % self.recipe.checkpoint.every == 0 or self.record.stopping
         # What a bad step left as it was may be what made it bad.
-        if due and self._healthy and done < self.recipe.steps:
+        if due and self.record.healthy and done < self.recipe.steps:
             self._save(state, done)
-        if self._stopping and done < self.recipe.steps:
+        if self.record.stopping and done < self.recipe.steps:
             self.checkpoints.wait()
-            raise TryAgainError(
-                f"told to stop: the same command goes on from step {self.checkpoints.latest()}",
-                PREEMPTED,
-            )
-        if self._evaluates_at(done):
+            raise TryAgainError(f"told to stop: {self._goes_on()}", PREEMPTED)
+        if self.evaluations.due_at(done):
             self._evaluate(state, done)
-        self._finished_at = time.perf_counter()
+        self.record.start_clock()
+
+    def _goes_on(self) -> str:
+        return f"the same command goes on from step {self.checkpoints.latest() or 0}"
 
     def _compare_replicas(self, state: TrainState, step: int) -> None:
-        if corrupt := self._replicas(state.params):
+        if corrupt := self.replicas(state.params):
             raise TryAgainError(f"step {step}: {'; '.join(map(describe, corrupt))}", LOST)
 
-    @functools.cached_property
-    def _replicas(self) -> ReplicaCheck:
-        return ReplicaCheck(self.layout.mesh, self.program.abstract_state.params)
-
     def _save(self, state: TrainState, step: int) -> None:
-        about = {
-            "step": step,
-            # of the data stream
-            "next_row": (step + self.guard.moved) * self.recipe.batch.sequences,
-            "store": self.source.digest,
-            "tokenizer": self.tokenizer.digest,
-            "recipe": self.recipe.model_dump(mode="json"),
-            "recipe_hash": digest(self.recipe),
-            "guard": self.guard.saved(),
-            "versions": {"jax": jax.__version__},
-        }
+        about = about_run(self.recipe, self.source, self.guard, step)
         self.watch.doing(f"saving step {step}")
         with self.goodput.spent_on("save"):
             self.checkpoints.save(step, state, about)
-        self._write_goodput(step)
-
-    def _write_goodput(self, step: int) -> None:
         path = self.directory.path / "goodput.json"
-        self.goodput.write(path, steps=step - self.began, repeated=self.log.dropped)
-
-    def _evaluates_at(self, step: int) -> bool:
-        every = self.recipe.evaluation.every
-        return every is not None and step % every == 0 and step < self.recipe.steps
-
-    def _benchmark(self, state: TrainState, step: int) -> None:
-        if self.benchmarks is None:
-            return
-        shown = self.benchmarks(state.params)
-        self.directory.record_benchmarks(step, shown)
-        scores = ", ".join(f"{task} {mean_:.3f}" for task, mean_ in means(shown).items())
-        self.console.print(f"step {step}: {scores}, means over languages", highlight=False)
+        self.goodput.write(path, steps=step - self.began, repeated=self.record.log.dropped)
 
     def _evaluate(self, state: TrainState, step: int) -> None:
-        self.watch.doing(f"evaluating step {step}")
+        self.watch.doing(f"evaluating step {step}", patience=8.0)  # a suite is long
         with self.goodput.spent_on("evaluation"):
-            self._benchmark(state, step)
-            scores = self.source.score(self.evaluator, state.params)
-        if not scores:
-            return
-        self.directory.record_evaluation(step, scores)
-        self.log.write_scores(step, scores)
-        text = f"step {step}: {mean(scores):.3f} bits per byte, mean of {len(scores)} languages"
-        self.console.print(text, highlight=False)
+            self.evaluations(state.params, step, self.record.log)
 
     def _close(self) -> None:
         self.watch.doing("closing")
         with self.goodput.spent_on("save"):
             self.checkpoints.close()
-        self.log.close()
+        self.record.log.close()
 
 
 def train(

@@ -1,11 +1,16 @@
-"""Going on from the newest checkpoint that is whole."""
+"""Going on from the newest checkpoint that is whole, and what each says about its run."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from rich.console import Console
 
 from teukenjax.checkpoint import Checkpoints
 from teukenjax.errors import UserError
+from teukenjax.recipe import Recipe, digest
+from teukenjax.train.guard import Guard
+from teukenjax.train.source import Source
 
 
 class Restored(NamedTuple):
@@ -45,3 +50,28 @@ def restore_newest(checkpoints: Checkpoints, abstract: Any, console: Console) ->
     for error in damaged.values():
         raise error
     return None
+
+
+def about_run(recipe: Recipe, source: Source, guard: Guard, step: int) -> dict[str, Any]:
+    """What the checkpoint of ``step`` says about its run, as JSON."""
+    return {
+        "step": step,
+        "next_row": (step + guard.moved) * recipe.batch.sequences,  # of the data stream
+        "store": source.digest,
+        "tokenizer": source.tokenizer.digest,
+        "recipe": recipe.model_dump(mode="json"),
+        "recipe_hash": digest(recipe),
+        "guard": guard.saved(),
+        "versions": {"jax": jax.__version__},
+    }
+
+
+def check_run(about: dict[str, Any], run: Path, recipe: Recipe, source: Source) -> None:
+    """Raises a UserError when a checkpoint is of other data, or further than the recipe goes."""
+    if about["store"] != source.digest:
+        raise UserError(
+            f"{run}: began with data {about['store']}, but {source.name} is {source.digest}: "
+            "give the one that it began with"
+        )
+    if about["step"] > recipe.steps:
+        raise UserError(f"steps={recipe.steps}: {run} has already done {about['step']}")

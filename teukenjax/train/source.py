@@ -1,6 +1,6 @@
 """What the loop trains on and is judged by: a token store, or conversations (``tuning``)."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from rich.console import Console
@@ -14,6 +14,7 @@ from teukenjax.recipe import Recipe
 from teukenjax.train.state import Program, TrainState
 
 
+@runtime_checkable
 class Source(Protocol):
     """Data, the state that training begins with, and the held-out score."""
 

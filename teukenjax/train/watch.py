@@ -85,8 +85,7 @@ class Watch:
 
 
 def _came_from_outside(error: BaseException | None) -> bool:
-    runtime = isinstance(error, jax.errors.JaxRuntimeError)
-    return runtime and not str(error).startswith(OWN_FAULTS)
+    return processes.from_runtime(error) and not str(error).startswith(OWN_FAULTS)
 
 
 def _fault() -> str:

@@ -2,11 +2,14 @@
 
     uv run python tools/faults/campaign.py --store STORE --recipe RECIPE --out DIR --kills 20
 
-Every second kill waits until a checkpoint is being written. RECIPE has a constant learning rate.
+Every second kill waits until a checkpoint is being written. With ``--processes 2`` one of the two
+is killed, and the other has to end by itself, with its own code. RECIPE has a constant learning
+rate.
 """
 
 import json
 import random
+import signal
 import time
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +18,10 @@ import typer
 from curves import first_difference, steps_done
 from together import Together
 
+from teukenjax.errors import LOST
+
 LIMIT_S = 600
+SURVIVORS_S = 120  # until they have seen it
 
 
 def main(
@@ -24,7 +30,7 @@ def main(
     out: Annotated[Path, typer.Option(help="A new directory.")],
     kills: Annotated[int, typer.Option(help="How many.")] = 20,
     steps: Annotated[int, typer.Option(help="Of the run.")] = 400,
-    processes: Annotated[int, typer.Option(help="Of the run; all are killed.")] = 1,
+    processes: Annotated[int, typer.Option(help="Of the run; one is killed.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
 ) -> None:
     """Kills a run, finishes it, and compares it with one that was left alone."""
@@ -65,8 +71,12 @@ def kill(run: Together, out: Path, rng: random.Random, n: int, steps: int, kills
     while n % 2 and not is_saving(out) and time.monotonic() < end:
         time.sleep(0.001)
     saving = is_saving(out)
-    run.kill()
-    print(f"kill {n + 1} at {steps_done(out)} steps{', saving' * saving}", flush=True)
+    victim = rng.randrange(run.count)
+    run.send(signal.SIGKILL, victim)
+    codes = run.wait(SURVIVORS_S)
+    what = f"process {victim} at {steps_done(out)} steps{', saving' * saving}: {codes}"
+    print(f"kill {n + 1}: {what}", flush=True)
+    assert set(codes) <= {-signal.SIGKILL, -signal.SIGABRT, LOST}, run.said(1 - victim)[-500:]
     return saving
 
 

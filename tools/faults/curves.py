@@ -20,9 +20,9 @@ def steps_done(run: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
-def first_difference(one: Path, other: Path) -> int | None:
-    """The first step in which two runs differ; None when they are equal in every bit."""
-    a, b = curve(one), curve(other)
+def first_difference(one: Path, other: Path, *, steps: int | None = None) -> int | None:
+    """The first of all, or of ``steps``, in which two runs differ; None: equal in every bit."""
+    a, b = curve(one)[:steps], curve(other)[:steps]
     pairs = enumerate(zip(a, b, strict=False), start=1)
     differing = [step for step, (x, y) in pairs if x != y]
     if differing:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from curves import steps_done
+
 
 class Together:
     """`teukenjax train RECIPE ...` as one or several processes, each with some fake devices."""
@@ -59,6 +61,14 @@ class Together:
             return [p.wait(max(until - time.monotonic(), 0.1)) for p in self.running]
         finally:
             self.kill()
+
+    def until(self, out: Path, steps: int, timeout_s: float) -> None:
+        """Waits until the run in ``out`` has done so many steps, with none of them ended."""
+        end = time.monotonic() + timeout_s
+        while steps_done(out) < steps:
+            assert time.monotonic() < end, self.said()
+            assert all(process.poll() is None for process in self.running), self.said()
+            time.sleep(0.05)
 
     def kill(self) -> None:
         """SIGKILL to all, and none is left."""
