@@ -12,7 +12,6 @@ from teukenjax.planner import calibrate, program
 from teukenjax.planner.collective_times import KINDS, repeated
 from teukenjax.planner.profile import (
     COPY_SHARE,
-    PRODUCT_SHARE,
     Profile,
     Timing,
     calibrated,
@@ -79,7 +78,7 @@ def test_a_machine_like_the_reference_changes_nothing():
     profile = Profile(
         **H100
         | {
-            "product_tflops": PRODUCT_SHARE * hw.matmul_tflops,
+            "product_tflops": hw.matmul_tflops,
             "attention_tflops": constants.attention * hw.matmul_tflops,
             "copy_gb_per_s": COPY_SHARE * hw.memory_gb_per_s,
         },

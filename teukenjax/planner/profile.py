@@ -1,8 +1,8 @@
 """A machine's measured rates, and what they change in a prediction.
 
-The shares in ``configs/software`` were fitted on machines where a plain product, attention, copy
-and gather reached certain shares of the datasheet. A profile measures the same four things on
-another machine; the hardware's numbers are then scaled until it would have reached those shares.
+A profile measures the best product, attention, a copy and collectives. The first is what
+``Hardware.matmul_tflops`` is; from copies and gathers the hardware's rates follow by the shares of
+them that such things reach.
 """
 
 import functools
@@ -12,7 +12,6 @@ from teukenjax.planner.program import Collective
 from teukenjax.planner.software import FAST_SHARE, Software, software
 from teukenjax.recipe import PositiveFloat, Section, read_yaml, validate
 
-PRODUCT_SHARE = 696 / 794.5  # H200: 16384 × 4096 × 13440 in bf16, of the best product
 COPY_SHARE = 3.0 / 3.35  # H100: reachable, of the datasheet's memory bandwidth
 
 
@@ -65,7 +64,7 @@ def profile_of(hw: Hardware) -> Profile | None:
 
 def calibrated(hw: Hardware, constants: Software, profile: Profile) -> tuple[Hardware, Software]:
     """Hardware and shares as the profile found them."""
-    best = profile.product_tflops / PRODUCT_SHARE
+    best = profile.product_tflops
     node = hw.node
     if profile.gather_gb_per_s is not None and profile.devices <= node.devices:
         fast = profile.gather_gb_per_s / FAST_SHARE

@@ -122,7 +122,7 @@ def errors(runs: list[Run], constants: Software | None = None) -> np.ndarray:
     return np.array([run.error(constants) for run in runs])
 
 
-def mape(found: np.ndarray) -> float:
+def mape(found: np.ndarray | list[float]) -> float:
     """Mean absolute relative error."""
     return float(np.mean(np.abs(found)))
 
