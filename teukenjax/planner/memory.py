@@ -43,7 +43,7 @@ class Memory:
       moments: of the optimizer.
       reserve: context, communication, fragmentation.
       gradients: fp32, of all micro-batches: each is added in place.
-      own: fp32, of one micro-batch, tables of both ends, where it is reduced before it is added.
+      own: fp32, of one micro-batch, where it is reduced before it is added.
       transposed: weights whose gathered axis is not their first, turned once a step.
       kept: activations from the forward to the backward pass.
       states: 16-bit embeddings of all n devices' tokens, before each keeps its own.
@@ -51,7 +51,7 @@ class Memory:
       table: gradient of the output table, of a chunk and of those before it.
       layer: one layer's backward working set.
       gathered: weights of layers in flight, and a layer's gradients before they are reduced.
-      second: gradient of a tied table's embedding, before it is added to that of its head.
+      second: gradients of a tied table's embedding, before they are added to that of its head.
       updates: of leaves, while they are gathered.
     """
 
@@ -137,15 +137,17 @@ def _loss(plans: Plans, setting: Setting, head_chunk: int):
 
     logit_held_bytes for each logit of a chunk. Where tokens travel, a chunk is of all n devices of
     the group and each sees V/n rows, as many logits as alone; but its hidden states and their
-    fp32 gradient, before and after its sum, are there for all: (2 + 4 + 4)·n·chunk·D.
+    fp32 gradient are there for all: (2 + 4)·n·chunk·D. The gradient is 4·V·D, once more for a
+    chunk's own where the table is whole. Source: read from compiled programs.
     """
     shape, constants = setting.shape, setting.software
     tokens = np.minimum(plans.tokens, head_chunk) if head_chunk else plans.tokens
     logits = tokens * shape.vocab * constants.logit_held_bytes / plans.tensor
     split = plans.shards("parameters", "vocab") if constants.table_stays else plans.tensor
-    rows = shape.vocab / split
-    states = 10.0 * _group(plans, setting) * tokens * shape.width
-    return logits + 2.0 * rows * shape.width + states, 2 * 4.0 * rows * shape.width
+    rows, group = shape.vocab / split, _group(plans, setting)
+    states = 6.0 * group * tokens * shape.width
+    gradients = np.where(group > 0, 1, 2) * 4.0 * rows * shape.width
+    return logits + 2.0 * rows * shape.width + states, gradients
 
 
 def _gathered(plans: Plans, setting: Setting) -> np.ndarray:
@@ -162,15 +164,14 @@ def _gathered(plans: Plans, setting: Setting) -> np.ndarray:
 
 
 def _own(plans: Plans, setting: Setting) -> np.ndarray:
-    """4·(φ + V·D) in pieces, where gradients are summed over devices that hold the same piece.
+    """4·φ in pieces, where gradients are summed over devices that hold the same piece.
 
     ddp sums over all, hsdp over replicas, once a micro-batch. Others reduce each layer's gradient
     where it is made. Source: read from compiled programs; other software adds in place.
     """
-    shape, pieces = setting.shape, plans.shards("gradients")
-    copies = plans.devices > pieces
-    held = 4.0 * (shape.parameters + shape.vocab * shape.width * shape.tied) / pieces
-    return np.where(copies & setting.software.table_stays, held, 0.0)
+    pieces = plans.shards("gradients")
+    alike = setting.software.table_stays & (plans.devices > pieces)
+    return np.where(alike, 4.0 * setting.shape.parameters / pieces, 0.0)
 
 
 def _transposed(plans: Plans, setting: Setting) -> np.ndarray:
@@ -185,10 +186,14 @@ def _transposed(plans: Plans, setting: Setting) -> np.ndarray:
 
 
 def _second(plans: Plans, setting: Setting) -> np.ndarray:
-    """4·V·D of a tied table on several devices, split as gradients are; alone, it is added to."""
-    shape, constants = setting.shape, setting.software
-    twice = constants.table_stays & shape.tied & (plans.devices > 1)
-    return np.where(twice, 4.0 * shape.vocab * shape.width / plans.shards("gradients"), 0.0)
+    """4·V·D of a tied table's embedding on several devices, split as gradients are.
+
+    Alone it is added to; where gradients are reduced apart, it stands beside its own sum too.
+    """
+    shape, pieces = setting.shape, plans.shards("gradients")
+    twice = setting.software.table_stays & shape.tied & (plans.devices > 1)
+    tables = twice * np.where(plans.devices > pieces, 2, 1)
+    return tables * 4.0 * shape.vocab * shape.width / pieces
 
 
 def _updates(plans: Plans, setting: Setting) -> np.ndarray:
