@@ -146,7 +146,8 @@ def _loss(plans: Plans, setting: Setting, head_chunk: int):
     split = plans.shards("parameters", "vocab") if constants.table_stays else plans.tensor
     rows, group = shape.vocab / split, _group(plans, setting)
     states = 6.0 * group * tokens * shape.width
-    gradients = np.where(group > 0, 1, 2) * 4.0 * rows * shape.width
+    chunks = constants.table_stays & (group == 0)
+    gradients = np.where(chunks, 2, 1) * 4.0 * rows * shape.width
     return logits + 2.0 * rows * shape.width + states, gradients
 
 

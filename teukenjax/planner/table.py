@@ -30,7 +30,10 @@ SHARDING = {  # PyTorch's and DeepSpeed's words → a row of our table
     "S": "zero2", "SHARD_GRAD_OP": "zero2", "H": "hsdp", "HYBRID_SHARD": "hsdp",
     "N": "ddp", "NO_SHARD": "ddp",
 }  # fmt: skip
-REMAT = {"T": "full", "TRUE": "full", "F": "none", "FALSE": "none"}
+# "Selective" is not one policy in all programs; most keep attention and its projections.
+REMAT = {
+    "T": "full", "TRUE": "full", "F": "none", "FALSE": "none", "SELECTIVE": "save_attention",
+}  # fmt: skip
 DIMENSIONS = ("width", "layers", "heads", "ffn", "vocab")  # required when no model is named
 ADAM = Optimizer(state_bytes=8, traffic_bytes=40)
 JAX = ("jax", "maxtext", "axlearn", "levanter", "paxml", "easydel", "teukenjax")
