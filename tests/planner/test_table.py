@@ -126,3 +126,14 @@ def test_a_bad_row_is_named_by_its_number(tmp_path):
         writer.writerows([ROW, ROW | {"gpus": "-1"}])
     with pytest.raises(UserError, match=r"rows.csv: row 2: gpus=-1"):
         predict_table(path, tmp_path / "out.csv")
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ROW)
+        writer.writeheader()
+        writer.writerow(ROW)
+    out = path / "predicted.csv"  # inside of a file
+    with pytest.raises(UserError, match=r"predicted\.csv: cannot be written"):
+        predict_table(path, out)
