@@ -70,7 +70,7 @@ def test_light_scion_saves_one_sum(teuken):
     assert light.gradients[0] == 0
 
 
-def test_gradients_stand_twice_only_where_replicas_add_them(teuken):
+def test_gradients_stand_twice_only_where_devices_add_their_sums(teuken):
     setting = teuken().setting
     phi = setting.shape.parameters
     own = {

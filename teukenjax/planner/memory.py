@@ -7,8 +7,9 @@ and transposed weights:
     embed      kept activations, and the states of all tokens of the group, where tokens travel
     loss       kept activations, logits, the table's gradient with that of a chunk
     backward   kept activations, one layer's working set, its gathered weights and unreduced
-               gradient, and the micro-batch's own gradients, where replicas have to add them
-    reduce     own gradients, the second one of a tied table, the states of all tokens again
+               gradient
+    reduce     a device's own sum, where devices have to add theirs, the second gradient of a tied
+               table, the states of all tokens again
     update     updates while they are gathered
 
 Source: derived; what the phases hold was read from compiled programs, and is compared with them in
@@ -27,7 +28,7 @@ STANDING = ("gradients", "transposed")
 PHASES = {
     "embed": (*STANDING, "kept", "states"),
     "loss": (*STANDING, "kept", "logits", "table"),
-    "backward": (*STANDING, "own", "kept", "layer", "gathered"),
+    "backward": (*STANDING, "kept", "layer", "gathered"),
     "reduce": (*STANDING, "own", "second", "states"),
     "update": ("updates",),
 }
@@ -43,7 +44,7 @@ class Memory:
       moments: of the optimizer.
       reserve: context, communication, fragmentation.
       gradients: fp32, of all micro-batches: each is added in place.
-      own: fp32, of one micro-batch, where it is reduced before it is added.
+      own: fp32, a device's own sum where it is added to others', beside that of all.
       transposed: weights whose gathered axis is not their first, turned once a step.
       kept: activations from the forward to the backward pass.
       states: 16-bit embeddings of all n devices' tokens, before each keeps its own.
@@ -167,8 +168,9 @@ def _gathered(plans: Plans, setting: Setting) -> np.ndarray:
 def _own(plans: Plans, setting: Setting) -> np.ndarray:
     """4·φ in pieces, where gradients are summed over devices that hold the same piece.
 
-    ddp sums over all, hsdp over replicas, once a micro-batch. Others reduce each layer's gradient
-    where it is made. Source: read from compiled programs; other software adds in place.
+    ddp adds over all, hsdp over replicas, when the micro-batches are done. Others reduce each
+    layer's gradient where it is made. Source: read from compiled programs; other software adds in
+    place.
     """
     pieces = plans.shards("gradients")
     alike = setting.software.table_stays & (plans.devices > pieces)
@@ -189,7 +191,7 @@ def _transposed(plans: Plans, setting: Setting) -> np.ndarray:
 def _second(plans: Plans, setting: Setting) -> np.ndarray:
     """4·V·D of a tied table's embedding on several devices, split as gradients are.
 
-    Alone it is added to; where gradients are reduced apart, it stands beside its own sum too.
+    Alone it is added to; where devices add their own sums, it is reduced apart and stands twice.
     """
     shape, pieces = setting.shape, plans.shards("gradients")
     twice = setting.software.table_stays & shape.tied & (plans.devices > 1)
