@@ -86,7 +86,7 @@ def product_flops(text: str) -> float:
 
 
 def _logits_flops(line: str) -> float:
-    """2·T·V·D of a kernel whose operands are [1, T, D] and [1, V, D] and a result [T, V]; else 0."""
+    """2·T·V·D of a kernel with operands [1, T, D] and [1, V, D] and a result [T, V]; else 0."""
     results, operands = line.split(" custom-call(", 1)
     operands = operands.split("operand_layout_constraints={")[1].split("}, ")[0:3]
     cubes = [shape for _, shape in _arrays(" ".join(operands)) if len(shape) == 3]
