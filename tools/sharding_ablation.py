@@ -9,33 +9,47 @@ Prints a table and writes OUT/ablation.csv and OUT/ablation.png. The CPU's compi
 communicates differently from the GPU's: there, memory is a hint and seconds are not predicted.
 """
 
+import math
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from teukenjax.errors import UserError
 from teukenjax.planner.ablation import ablate, table, write
+from teukenjax.sharding import STRATEGIES
 
 
 def main(
     recipe: Annotated[Path, typer.Argument(help="A recipe with model.vocab_size.")],
     overrides: Annotated[list[str] | None, typer.Argument()] = None,
+    strategy: Annotated[list[str], typer.Option()] = tuple(STRATEGIES),
     micro_batch: Annotated[list[int], typer.Option(help="Sequences per batch shard.")] = (1, 2),
     remat: Annotated[list[str], typer.Option()] = ("full", "save_attention"),
     repeats: Annotated[int, typer.Option(min=1)] = 5,
+    seconds: Annotated[float, typer.Option(help="No case begins after so many.")] = math.inf,
     out: Annotated[Path, typer.Option(help="A folder.")] = Path("ablation"),
 ) -> None:
     """Runs all cases, one process each."""
-    rows = ablate(
-        recipe,
-        tuple(overrides or []),
-        micro_batches=tuple(micro_batch),
-        remats=tuple(remat),
-        repeats=repeats,
-    )
-    write(rows, out)
-    Console(width=200).print(table(rows))
+    rows, console = [], Console(width=200)
+    try:
+        for row in ablate(
+            recipe,
+            tuple(overrides or []),
+            strategies=tuple(strategy),
+            micro_batches=tuple(micro_batch),
+            remats=tuple(remat),
+            repeats=repeats,
+            seconds=seconds,
+        ):
+            rows.append(row)
+            write(rows, out)  # after each case: a run that is cut short leaves what it had
+            console.print(" ".join(f"{key} {value}" for key, value in row.items() if value))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    console.print(table(rows))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
 """Profiles: measured on fake devices at tiny sizes, written, read, applied."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType
 
 from teukenjax.hardware import named
-from teukenjax.planner import calibrate
+from teukenjax.planner import calibrate, program
+from teukenjax.planner.collective_times import KINDS, repeated
 from teukenjax.planner.profile import (
     COPY_SHARE,
-    PRODUCT_SHARE,
     Profile,
     Timing,
     calibrated,
@@ -41,8 +46,25 @@ def measured():
 def test_every_rate_is_measured_and_every_collective_at_every_size(measured):
     assert measured.devices == 8
     kinds = [(timing.kind, timing.bytes) for timing in measured.collectives]
-    assert kinds == [(k, n) for k in ("all-gather", "reduce-scatter") for n in (2**12, 2**14)]
+    assert kinds == [(k, n) for k in program.KINDS[:4] for n in (2**12, 2**14)]
     assert measured.gather_gb_per_s > 0
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_runs_of_a_collective_are_one_program_that_runs_it_so_often(name):
+    kind = KINDS[name]
+    counted = jax.jit(
+        jax.shard_map(
+            functools.partial(repeated, kind, 5),
+            mesh=jax.make_mesh((8,), ("all",), (AxisType.Auto,)),
+            in_specs=kind.before,
+            out_specs=kind.after,
+            check_vma=False,
+        )
+    )
+    text = counted.lower(jnp.zeros(1024, jnp.bfloat16)).compile().as_text()
+    found = program.collectives(text)
+    assert {(c.kind, c.count) for c in found} == {(name, 1), (name, 4)}
 
 
 def test_a_profile_is_read_back_as_written(measured, tmp_path):
@@ -56,7 +78,7 @@ def test_a_machine_like_the_reference_changes_nothing():
     profile = Profile(
         **H100
         | {
-            "product_tflops": PRODUCT_SHARE * hw.matmul_tflops,
+            "product_tflops": hw.matmul_tflops,
             "attention_tflops": constants.attention * hw.matmul_tflops,
             "copy_gb_per_s": COPY_SHARE * hw.memory_gb_per_s,
         },

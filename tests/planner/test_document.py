@@ -17,7 +17,7 @@ def test_the_report_is_one_file_that_says_how_its_numbers_were_got(teuken, tmp_p
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert f"{answer.tokens_per_s:,.0f}" in page
     assert "<b>predicted</b>" in page
-    assert "measured on one H200" in page
+    assert "of our own steps that ran" in page
 
 
 def test_what_binds_follows_memory_and_bandwidth(teuken):

@@ -71,6 +71,15 @@ def test_attention_counts_half_of_a_causal_square():
     assert backward == 2.5 * forward
 
 
+def test_the_heads_kernel_counts_as_its_product_and_other_kernels_do_not():
+    line = "%k = (f32[2,64], bf16[64,256]) custom-call(%p), "
+    line += 'custom_call_target="mosaic_gpu_v2", operand_layout_constraints='
+    head = line + "{s32[1]{0}, bf16[1,64,16]{2,1,0}, bf16[1,256,16]{2,1,0}}, api_version=TYPED"
+    norm = line + "{bf16[64,16]{1,0}, f32[16]{0}}, api_version=TYPED"
+    assert product_flops(WRAPPED.format(line=head)) == 6 * 2 * 64 * 256 * 16
+    assert product_flops(WRAPPED.format(line=norm)) == 0
+
+
 def compiled_text(recipe) -> str:
     """Our step on eight fake devices, by the CPU's compiler."""
     program = Program(recipe, make_layout(recipe.sharding), platform="cpu")

@@ -6,9 +6,11 @@ a process of its own, because a device's peak memory is that of its process.
 
 import csv
 import itertools
+import math
 import multiprocessing
 import statistics
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +20,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from teukenjax.errors import UserError
+from teukenjax.errors import UserError, nearest
+from teukenjax.flags import launch
 from teukenjax.hardware import catalogue, find_hardware
 from teukenjax.planner.fabric import GIGA
 from teukenjax.planner.memory import memory
 from teukenjax.planner.plans import Plans
+from teukenjax.planner.profile import as_measured
 from teukenjax.planner.program import collectives
+from teukenjax.planner.remat import POLICIES
 from teukenjax.planner.report import GIB
 from teukenjax.planner.search import Question
 from teukenjax.planner.step_time import step_time, wire_bytes
@@ -53,17 +58,32 @@ def ablate(
     recipe: Path,
     overrides: tuple[str, ...],
     *,
+    strategies: tuple[str, ...] = tuple(STRATEGIES),
     micro_batches: tuple[int, ...] = (1, 2),
     remats: tuple[str, ...] = ("full", "save_attention"),
     repeats: int = 5,
-) -> list[dict[str, str]]:
-    """The rows of all cases, in a table's order; a case that cannot run says why in ``failed``."""
+    seconds: float = math.inf,
+) -> Iterator[dict[str, str]]:
+    """Each case's row when it is done; one that cannot run says why in ``failed``.
+
+    Strategies vary fastest, and no case begins after so many ``seconds``: what is left out is then
+    the last micro-batches and remat policies.
+
+    Raises:
+      UserError: for a mistake in the recipe, or a strategy or policy that there is not.
+    """
     load(recipe, overrides)  # a mistake is said once, and here
-    grid = itertools.product(STRATEGIES, remats, micro_batches)
-    cases = [Case(recipe, overrides, s, r, m, repeats) for s, r, m in grid]
+    for given, known in ((strategies, STRATEGIES), (remats, POLICIES)):
+        for name in given:
+            if name not in known:
+                raise UserError(f"'{name}': {nearest(name, known)}")
+    end = time.monotonic() + seconds
     spawned = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawned, max_tasks_per_child=1) as pool:
-        return list(pool.map(attempt, cases))
+        for micro_batch, remat, strategy in itertools.product(micro_batches, remats, strategies):
+            if time.monotonic() < end:
+                case = Case(recipe, overrides, strategy, remat, micro_batch, repeats)
+                yield pool.submit(attempt, case).result()
 
 
 def attempt(case: Case) -> dict[str, str]:
@@ -77,6 +97,7 @@ def attempt(case: Case) -> dict[str, str]:
 
 def run_case(case: Case) -> dict[str, str]:
     """Predicts, compiles and runs one case on all devices."""
+    launch(load(case.recipe, case.overrides).compute)
     recipe = recipe_of(case, len(jax.devices()))
     layout = make_layout(recipe.sharding)
     program = Program(recipe, layout, platform=jax.devices()[0].platform)
@@ -90,9 +111,11 @@ def run_case(case: Case) -> dict[str, str]:
     }
     seconds = measure(compiled, state, batch, case.repeats)
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    tokens = recipe.tokens_per_step / len(jax.devices())
     return row | {
         "measured_s": f"{seconds:.5f}",
         "measured_gib": "" if peak is None else f"{peak / GIB:.4f}",
+        "tokens_per_s_per_device": f"{tokens / seconds:.1f}",
     }
 
 
@@ -112,8 +135,8 @@ def recipe_of(case: Case, devices: int) -> Recipe:
 def predicted(case: Case, recipe: Recipe, layout) -> dict[str, str]:
     """By the model; seconds only for hardware that the catalogue knows."""
     known = find_hardware(recipe.hardware, jax.devices()[0])
-    hw = known or next(iter(catalogue().values()))  # bytes do not depend on it
-    setting = Question(recipe, hw, layout.mesh.size).setting
+    hw, constants = as_measured(known or next(iter(catalogue().values())))
+    setting = Question(recipe, hw, layout.mesh.size, constants=constants).setting
     plan = Plans.single(
         strategy=case.strategy,
         remat=case.remat,
@@ -127,7 +150,7 @@ def predicted(case: Case, recipe: Recipe, layout) -> dict[str, str]:
     seconds = step_time(plan, setting).total[0]
     return {
         "predicted_gib": f"{(held.total - held.reserve)[0] / GIB:.4f}",
-        "predicted_s": f"{seconds:.5f}" if known else "",
+        "predicted_s": f"{seconds:.5f}" if known else "",  # bytes do not depend on the hardware
         "predicted_sent_gb": f"{wire_bytes(plan, setting)[0] / GIGA:.4f}",
     }
 

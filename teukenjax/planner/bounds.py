@@ -73,7 +73,7 @@ def _room(prediction: Prediction, index: int) -> tuple[float, float]:
 def _devices_min(prediction: Prediction, index: int, one_sequence: float) -> int:
     """N ≥ b_st·φ / (M − M_res − M_buf − one sequence), if all that rests were split over all."""
     held, plans = prediction.memory, prediction.plans
-    states = (held.parameters, held.moments, held.sum, held.gradients)
+    states = (held.parameters, held.moments, held.gradients, held.transposed)
     whole = sum(float(part[index]) for part in states)
     whole *= float(plans.fsdp[index] * plans.tensor[index])
     free = capacity(prediction.setting) - float(held.reserve[index] + held.gathered[index])

@@ -2,22 +2,20 @@
 
 import datetime
 import functools
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import jaxlib
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 from rich.console import Console
 from ruamel.yaml import YAML
 
 from teukenjax.errors import UserError
 from teukenjax.kernels.attention import attention
 from teukenjax.kernels.choice import Device
-from teukenjax.planner.profile import Profile, Timing
+from teukenjax.planner.collective_times import collective_times
+from teukenjax.planner.profile import Profile
+from teukenjax.planner.stopwatch import seconds
 
 PRODUCTS = (  # M, K, N
     (16_384, 4096, 13_440),
@@ -27,7 +25,7 @@ PRODUCTS = (  # M, K, N
 )
 ATTENTION = (4, 4096, 32, 8, 128)  # B, S, H, K, N
 COPY_BYTES = 2**32
-MESSAGES = tuple(2**power for power in range(20, 31, 2))  # bytes of the whole array
+MESSAGES = tuple(2**power for power in range(16, 31, 2))  # bytes of the whole array
 REPEATS = 20
 
 
@@ -56,16 +54,6 @@ def calibrate(
         copy_gb_per_s=copy_rate(copy_bytes, repeats) / 1e9,
         collectives=tuple(collective_times(messages, repeats)),
     )
-
-
-def seconds(function: Callable, *arguments, repeats: int) -> float:
-    """Of one call: a run of ``repeats`` calls is timed, after one that compiles."""
-    jax.block_until_ready(function(*arguments))
-    start = time.perf_counter()
-    for _ in range(repeats):
-        result = function(*arguments)
-    jax.block_until_ready(result)
-    return (time.perf_counter() - start) / repeats
 
 
 def product_rate(shape: tuple[int, int, int], repeats: int) -> float:
@@ -102,26 +90,6 @@ def copy_rate(size: int, repeats: int) -> float:
     return 2 * size / seconds(jax.jit(lambda x: x + 1), x, repeats=repeats)
 
 
-def collective_times(messages: tuple[int, ...], repeats: int):
-    """All-gathers and reduce-scatters over all local devices; nothing on one."""
-    devices = jax.local_devices()
-    if len(devices) == 1:
-        return
-    mesh = jax.make_mesh((len(devices),), ("all",), (AxisType.Auto,), devices=devices)
-    bodies = {
-        "all-gather": (lambda x: jax.lax.all_gather(x, "all", tiled=True), P("all"), P()),
-        "reduce-scatter": (lambda x: jax.lax.psum_scatter(x, "all", tiled=True), P(), P("all")),
-    }
-    for kind, (body, before, after) in bodies.items():
-        shared = jax.shard_map(body, mesh=mesh, in_specs=before, out_specs=after, check_vma=False)
-        for size in messages:
-            x = jnp.zeros(size // 2, jnp.bfloat16)
-            x = jax.device_put(x, jax.NamedSharding(mesh, before))
-            yield Timing(
-                kind=kind, bytes=size, seconds=seconds(jax.jit(shared), x, repeats=repeats)
-            )
-
-
 def write(profile: Profile, out: Path) -> None:
     """As YAML.
 
@@ -144,5 +112,7 @@ def show(console: Console, profile: Profile) -> None:
     console.print(f"attention  {profile.attention_tflops:,.1f} TFLOP/s, forward + backward")
     console.print(f"copy       {profile.copy_gb_per_s:,.0f} GB/s")
     for timing in profile.collectives:
-        share = timing.bytes * (1 - 1 / profile.devices) / timing.seconds / 1e9
-        console.print(f"{timing.kind} of {timing.bytes / 2**20:,.0f} MiB  {share:,.1f} GB/s")
+        console.print(
+            f"{timing.kind} of {timing.bytes / 2**20:,.4g} MiB: {timing.seconds * 1e6:,.1f} µs, "
+            f"each sends {profile.sent_gb_per_s(timing):,.1f} GB/s"
+        )

@@ -10,10 +10,9 @@ from teukenjax.errors import UserError
 from teukenjax.hardware import named
 from teukenjax.planner import inverse
 from teukenjax.planner.memory import capacity
-from teukenjax.planner.profile import calibrated, profile_of
+from teukenjax.planner.profile import as_measured
 from teukenjax.planner.report import GIB, print_answer
 from teukenjax.planner.search import Answer, Question, recipe_of, search
-from teukenjax.planner.software import software
 from teukenjax.planner.table import errors, mape, predict_table
 from teukenjax.recipe import Recipe, load, to_yaml, validate
 from teukenjax.run import write_atomically
@@ -37,10 +36,7 @@ class Request:
         Raises:
           UserError: for a mistake in the recipe, or unknown hardware.
         """
-        hw, constants = named(self.hardware), software("teukenjax")
-        profile = profile_of(hw)
-        if profile is not None:
-            hw, constants = calibrated(hw, constants, profile)
+        hw, constants = as_measured(named(self.hardware))
         return Question(self._load(), hw, self.devices, self.sequences, constants)
 
     @property
@@ -112,8 +108,10 @@ def run_ablation(console: Console, request: Request, out: Path) -> None:
 
     if request.recipe is None:
         raise UserError("--ablate needs RECIPE")
-    rows = ablate(request.recipe, request.overrides)
-    write(rows, out)
+    rows = []
+    for row in ablate(request.recipe, request.overrides):
+        rows.append(row)
+        write(rows, out)  # after each case: a run that is cut short leaves what it had
     console.print(table(rows))
     console.print(f"{out}: ablation.csv, ablation.png")
 

@@ -88,15 +88,15 @@ def _shares(answer: Answer) -> str:
 
 
 def _origin(question: Question) -> str:
-    found = own_errors()
+    seconds, peaks = own_errors("step_s"), own_errors("peak_gib")
+    node = question.hw.node
     return (
         "<p>All throughputs, days and memory sizes are <b>predicted</b>. On "
-        f"{len(found.seconds)} of our own steps, measured on one H200, the model is off by "
-        f"{mape(found.seconds):.1%} in time and {mape(found.temporary):.1%} in temporary memory on "
-        f"average. Hardware numbers are those of configs/hardware for {question.hw.name}; "
-        f"{question.hw.node.devices} devices a node, NVLink "
-        f"{question.hw.node.fast_gb_per_s:g} GB/s per device, network "
-        f"{question.hw.node.network_gb_per_s:g} GB/s per node.</p>"
+        f"{len(seconds)} of our own steps that ran the model is off by {mape(seconds):.1%} in "
+        f"time and, on {len(peaks)}, by {mape(peaks):.1%} in peak memory, on average. Hardware "
+        f"numbers are those of configs/hardware for {question.hw.name}, its profile if it has "
+        f"one; {node.devices} devices a node, NVLink {node.fast_gb_per_s:g} GB/s per device, "
+        f"network {node.network_gb_per_s:g} GB/s per node.</p>"
     )
 
 

@@ -1,12 +1,15 @@
 """Bytes on each device, by what holds them.
 
 Arrays are [P], a row per plan. What rests (parameters, moments) is exact up to norm gains. What a
-step needs beside them peaks in one of four phases:
+step needs beside them peaks in one of five phases. Beside the first four stand the sum of gradients
+and transposed weights:
 
     embed      kept activations, and the states of all tokens of the group, where tokens travel
-    loss       the sum of gradients, kept activations, logits, the table's gradient
-    backward   the sum and all of a micro-batch's gradients, a second one of a tied table, kept
-               activations, one layer's working set, its gathered weights and unreduced gradient
+    loss       kept activations, logits, the table's gradient with that of a chunk
+    backward   kept activations, one layer's working set, its gathered weights and unreduced
+               gradient
+    reduce     a device's own sum, where devices have to add theirs, the second gradient of a tied
+               table, the states of all tokens again
     update     updates while they are gathered
 
 Source: derived; what the phases hold was read from compiled programs, and is compared with them in
@@ -21,10 +24,12 @@ from teukenjax.planner.fabric import GIGA
 from teukenjax.planner.plans import NAMES, Plans
 from teukenjax.planner.step_time import Setting
 
+STANDING = ("gradients", "transposed")
 PHASES = {
-    "embed": ("sum", "gradients", "kept", "states"),
-    "loss": ("sum", "kept", "logits", "table"),
-    "backward": ("sum", "gradients", "second", "kept", "layer", "gathered"),
+    "embed": (*STANDING, "kept", "states"),
+    "loss": (*STANDING, "kept", "logits", "table"),
+    "backward": (*STANDING, "kept", "layer", "gathered"),
+    "reduce": (*STANDING, "own", "second", "states"),
     "update": ("updates",),
 }
 RESTING = ("parameters", "moments", "reserve")
@@ -38,23 +43,25 @@ class Memory:
       parameters: fp32, as the strategy splits them.
       moments: of the optimizer.
       reserve: context, communication, fragmentation.
-      sum: fp32 sum over micro-batches.
-      gradients: fp32, of one micro-batch.
+      gradients: fp32, of all micro-batches: each is added in place.
+      own: fp32, a device's own sum where it is added to others', beside that of all.
+      transposed: weights whose gathered axis is not their first, turned once a step.
       kept: activations from the forward to the backward pass.
       states: 16-bit embeddings of all n devices' tokens, before each keeps its own.
       logits: of a chunk, with what the loss holds beside them.
-      table: gradient of the output table.
+      table: gradient of the output table, of a chunk and of those before it.
       layer: one layer's backward working set.
       gathered: weights of layers in flight, and a layer's gradients before they are reduced.
-      second: gradient of a tied table's embedding, before it is added to that of its head.
+      second: gradients of a tied table's embedding, before they are added to that of its head.
       updates: of leaves, while they are gathered.
     """
 
     parameters: np.ndarray
     moments: np.ndarray
     reserve: np.ndarray
-    sum: np.ndarray
     gradients: np.ndarray
+    own: np.ndarray
+    transposed: np.ndarray
     kept: np.ndarray
     states: np.ndarray
     logits: np.ndarray
@@ -95,15 +102,15 @@ def memory(plans: Plans, setting: Setting, *, head_chunk: int) -> Memory:
     shape, constants = setting.shape, setting.software
     phi, E, remats = shape.parameters, plans.tokens, plans.remats(shape)
     owned = 4.0 * phi / plans.shards("gradients")
-    # Light Scion's sum is its momentum, which is counted there, and gradients are added to it.
-    summed = (plans.accumulation > 1) & ~plans.light & constants.separate_sum
     logits, table = _loss(plans, setting, head_chunk)
     return Memory(
         parameters=4.0 * phi / plans.shards("parameters"),
         moments=setting.optimizer.state_bytes * phi / plans.shards("optimizer"),
         reserve=np.full(len(plans), constants.reserve_gb * GIGA),
-        sum=np.where(summed, 4.0 * phi / plans.shards("optimizer"), 0.0),
+        # Light Scion's sum is its momentum, which is counted there.
         gradients=np.where(plans.light, 0.0, owned),
+        own=_own(plans, setting),
+        transposed=_transposed(plans, setting),
         kept=E * shape.layers * (remats.whole + (remats.kept - remats.whole) / plans.tensor),
         states=2.0 * _group(plans, setting) * E * shape.width,
         logits=logits,
@@ -131,15 +138,18 @@ def _loss(plans: Plans, setting: Setting, head_chunk: int):
 
     logit_held_bytes for each logit of a chunk. Where tokens travel, a chunk is of all n devices of
     the group and each sees V/n rows, as many logits as alone; but its hidden states and their
-    fp32 gradient, before and after its sum, are there for all: (2 + 4 + 4)·n·chunk·D.
+    fp32 gradient are there for all: (2 + 4)·n·chunk·D. The gradient is 4·V·D, once more for a
+    chunk's own where the table is whole. Source: read from compiled programs.
     """
     shape, constants = setting.shape, setting.software
     tokens = np.minimum(plans.tokens, head_chunk) if head_chunk else plans.tokens
     logits = tokens * shape.vocab * constants.logit_held_bytes / plans.tensor
     split = plans.shards("parameters", "vocab") if constants.table_stays else plans.tensor
-    rows = shape.vocab / split
-    states = 10.0 * _group(plans, setting) * tokens * shape.width
-    return logits + 2.0 * rows * shape.width + states, 4.0 * rows * shape.width
+    rows, group = shape.vocab / split, _group(plans, setting)
+    states = 6.0 * group * tokens * shape.width
+    chunks = constants.table_stays & (group == 0)
+    gradients = np.where(chunks, 2, 1) * 4.0 * rows * shape.width
+    return logits + 2.0 * rows * shape.width + states, gradients
 
 
 def _gathered(plans: Plans, setting: Setting) -> np.ndarray:
@@ -155,11 +165,38 @@ def _gathered(plans: Plans, setting: Setting) -> np.ndarray:
     return np.where(split, 4.0 * unit + tables, 2.0 * unit) + reduced
 
 
+def _own(plans: Plans, setting: Setting) -> np.ndarray:
+    """4·φ in pieces, where gradients are summed over devices that hold the same piece.
+
+    ddp adds over all, hsdp over replicas, when the micro-batches are done. Others reduce each
+    layer's gradient where it is made. Source: read from compiled programs; other software adds in
+    place.
+    """
+    pieces = plans.shards("gradients")
+    alike = setting.software.table_stays & (plans.devices > pieces)
+    return np.where(alike, 4.0 * setting.shape.parameters / pieces, 0.0)
+
+
+def _transposed(plans: Plans, setting: Setting) -> np.ndarray:
+    """4·L·D·(F + H·N) in pieces: the MLP's and attention's last matrices end in the split axis.
+
+    A gather along the last axis would be strided, so the compiler turns them before the first.
+    Source: read from compiled programs.
+    """
+    shape, pieces = setting.shape, plans.shards("parameters")
+    held = 4.0 * shape.layers * shape.width * (shape.ffn + shape.heads * shape.head_dim) / pieces
+    return np.where(setting.software.table_stays & (pieces > plans.tensor), held, 0.0)
+
+
 def _second(plans: Plans, setting: Setting) -> np.ndarray:
-    """4·V·D of a tied table on several devices, split as gradients are; alone, it is added to."""
-    shape, constants = setting.shape, setting.software
-    twice = constants.table_stays & shape.tied & (plans.devices > 1)
-    return np.where(twice, 4.0 * shape.vocab * shape.width / plans.shards("gradients"), 0.0)
+    """4·V·D of a tied table's embedding on several devices, split as gradients are.
+
+    Alone it is added to; where devices add their own sums, it is reduced apart and stands twice.
+    """
+    shape, pieces = setting.shape, plans.shards("gradients")
+    twice = setting.software.table_stays & shape.tied & (plans.devices > 1)
+    tables = twice * np.where(plans.devices > pieces, 2, 1)
+    return tables * 4.0 * shape.vocab * shape.width / pieces
 
 
 def _updates(plans: Plans, setting: Setting) -> np.ndarray:

@@ -55,7 +55,7 @@ class Optimizer:
         """
         owned = shape.parameters / plans.shards("optimizer")
         traffic = self.traffic_bytes * owned / (hw.memory_gb_per_s * GIGA)
-        rate = software.matmul * hw.matmul_tflops * TERA
+        rate = software.orthogonalise * hw.matmul_tflops * TERA
         over = Group.lying(plans.devices, np.ones_like(plans.devices), hw)
         wire = np.maximum(over.fast_s_per_byte, over.network_s_per_byte)
         return traffic + self.flops(plans, shape) / rate + self.volume(plans, shape) * wire
@@ -65,12 +65,12 @@ class Optimizer:
 
         Scion's matrices travel twice as 16-bit shards, 1/N of them on each device, and once more
         to replicas. Strategies that own only moments gather the updates in fp32, and Scion's
-        factors in 16 bits before that; of zero1 the compiler gathers AdamW's new moments too.
+        factors in 16 bits before that.
         """
-        zero1, hsdp = (plans.strategy == NAMES.index(name) for name in ("zero1", "hsdp"))
+        hsdp = plans.strategy == NAMES.index("hsdp")
         owns_less = plans.shards("optimizer") > plans.shards("parameters")
         if not self.iterations:
-            return np.where(owns_less, 4.0 * np.where(zero1, 3, 1) * shape.parameters, 0.0)
+            return np.where(owns_less, 4.0 * shape.parameters, 0.0)
         exchanged = 2 * 2.0 * shape.layer_weights / plans.devices
         pieces = 2.0 * shape.layer_weights / (plans.fsdp * plans.tensor)
         updates = 4.0 * shape.parameters + 2.0 * shape.layer_weights

@@ -1,56 +1,79 @@
 """The model against our own steps that ran: ``published/teukenjax.csv``."""
 
+import functools
 from dataclasses import dataclass
-
-import numpy as np
 
 from teukenjax.hardware import configs, named
 from teukenjax.planner.optimizer import Optimizer
 from teukenjax.planner.plans import Plans
 from teukenjax.planner.predict import Prediction, predict
+from teukenjax.planner.profile import as_measured
 from teukenjax.planner.shape import Shape
-from teukenjax.planner.software import software
 from teukenjax.planner.step_time import Setting
 from teukenjax.planner.table import GIB, PUBLISHED, read_rows
 from teukenjax.recipe import load
 
+SPLIT = {"hsdp": "replica", "fsdp_tp": "tensor"}  # on two devices, else fsdp
+
 
 @dataclass(frozen=True)
-class OwnErrors:
-    """Relative errors, predicted over measured − 1."""
+class OwnRun:
+    """One row and its prediction, by the profile of its hardware."""
 
-    seconds: np.ndarray
-    temporary: np.ndarray  # of the rows that say how much memory XLA took
+    row: dict[str, str]
+    prediction: Prediction
+
+    @property
+    def before(self) -> bool:
+        """Whether its program is one that there is no more."""
+        return self.row["program"] == "before"
+
+    def error(self, column: str) -> float | None:
+        """Predicted over measured − 1 of seconds, temporary or peak memory; none if not known.
+
+        The reserve is outside of what a device counts as its peak.
+        """
+        if not self.row[column]:
+            return None
+        held = self.prediction.memory
+        predicted = {
+            "step_s": self.prediction.time.total,
+            "temporary_gib": held.temporary / GIB,
+            "peak_gib": (held.total - held.reserve) / GIB,
+        }
+        return float(predicted[column][0]) / float(self.row[column]) - 1
 
 
-def own_errors() -> OwnErrors:
-    """Of all rows."""
+@functools.cache
+def own_runs() -> tuple[OwnRun, ...]:
+    """All rows."""
     rows = read_rows(PUBLISHED / "teukenjax.csv")
-    found = [predict_own(row) for row in rows]
-    seconds = [p.time.total[0] / float(row["step_s"]) for p, row in zip(found, rows, strict=True)]
-    temporary = [
-        p.memory.temporary[0] / GIB / float(row["temporary_gib"])
-        for p, row in zip(found, rows, strict=True)
-        if row["temporary_gib"]
-    ]
-    return OwnErrors(np.array(seconds) - 1, np.array(temporary) - 1)
+    return tuple(OwnRun(row, predict_own(row)) for row in rows)
+
+
+def own_errors(column: str, *, before: bool = False) -> list[float]:
+    """Of the rows of today's programs, or of those before, that have the column."""
+    runs = [run for run in own_runs() if run.before == before]
+    found = [run.error(column) for run in runs]
+    return [error for error in found if error is not None]
 
 
 def predict_own(row: dict[str, str]) -> Prediction:
-    """One row, of Teuken-7B with sequences of 4096."""
-    overrides = [f"optimizer={{name: {row['optimizer']}}}"]
+    """One row, of Teuken-7B with so many layers and sequences of 4096."""
+    overrides = [f"optimizer={{name: {row['optimizer']}}}", f"model.layers={row['layers']}"]
     if row["gram"] == "T":
         overrides.append("optimizer.method=gram")
     recipe = load(configs() / "recipes" / "teuken-7b.yaml", overrides)
-    shape, constants = Shape.of(recipe.model), software("teukenjax")
-    setting = Setting(shape, named(row["hardware"]), constants, Optimizer.of(recipe.optimizer))
+    hw, constants = as_measured(named(row["hardware"]))
+    shape, optimizer = Shape.of(recipe.model), Optimizer.of(recipe.optimizer)
     plan = Plans.single(
         strategy=row["strategy"],
         remat=row["remat"],
-        fsdp=int(row["devices"]),
         micro_batch=int(row["micro_batch"]),
         accumulation=int(row["accumulation"]),
         sequence=recipe.model.context,
         light=row["light"] == "T",
+        **{SPLIT.get(row["strategy"], "fsdp"): int(row["devices"])},
     )
-    return predict(plan, setting, head_chunk=recipe.compute.head_chunk)
+    setting = Setting(shape, hw, constants, optimizer)
+    return predict(plan, setting, head_chunk=int(row["head_chunk"]))

@@ -66,7 +66,12 @@ class Plans:
         return self.tokens * self.accumulation * self.replica * self.fsdp
 
     def shards(self, part: str, axis: str = "width") -> np.ndarray:
-        """Into how many pieces the strategy splits an axis of parameters, gradients or moments."""
+        """Into how many pieces the strategy splits an axis of parameters, gradients or moments.
+
+        Gradients are split where moments are: of zero1, whose sum may be whole, the compiler makes
+        the program of zero2 (seen in both programs).
+        """
+        part = "optimizer" if part == "gradients" else part
 
         def over_fsdp(name: str) -> bool:
             rule: Rule = getattr(STRATEGIES[name], part)

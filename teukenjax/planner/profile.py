@@ -1,17 +1,17 @@
 """A machine's measured rates, and what they change in a prediction.
 
-The shares in ``configs/software`` were fitted on machines where a plain product, attention, copy
-and gather reached certain shares of the datasheet. A profile measures the same four things on
-another machine; the hardware's numbers are then scaled until it would have reached those shares.
+A profile measures the best product, attention, a copy and collectives. The first is what
+``Hardware.matmul_tflops`` is; from copies and gathers the hardware's rates follow by the shares of
+them that such things reach.
 """
 
 import functools
 
 from teukenjax.hardware import Hardware, configs
-from teukenjax.planner.software import FAST_SHARE, Software
+from teukenjax.planner.program import Collective
+from teukenjax.planner.software import FAST_SHARE, Software, software
 from teukenjax.recipe import PositiveFloat, Section, read_yaml, validate
 
-PRODUCT_SHARE = 696 / 794.5  # H200: 16384 × 4096 × 13440 in bf16, of the best product
 COPY_SHARE = 3.0 / 3.35  # H100: reachable, of the datasheet's memory bandwidth
 
 
@@ -41,8 +41,12 @@ class Profile(Section):
         gathers = [timing for timing in self.collectives if timing.kind == "all-gather"]
         if not gathers:
             return None
-        largest = max(gathers, key=lambda timing: timing.bytes)
-        return largest.bytes * (1 - 1 / self.devices) / largest.seconds / 1e9
+        return self.sent_gb_per_s(max(gathers, key=lambda timing: timing.bytes))
+
+    def sent_gb_per_s(self, timing: Timing) -> float:
+        """What each device sends a second, by the ring; of a gather also what it receives."""
+        group = tuple(range(self.devices))
+        return Collective(timing.kind, timing.bytes, group, 1).sent / timing.seconds / 1e9
 
 
 @functools.cache
@@ -60,7 +64,7 @@ def profile_of(hw: Hardware) -> Profile | None:
 
 def calibrated(hw: Hardware, constants: Software, profile: Profile) -> tuple[Hardware, Software]:
     """Hardware and shares as the profile found them."""
-    best = profile.product_tflops / PRODUCT_SHARE
+    best = profile.product_tflops
     node = hw.node
     if profile.gather_gb_per_s is not None and profile.devices <= node.devices:
         fast = profile.gather_gb_per_s / FAST_SHARE
@@ -69,3 +73,9 @@ def calibrated(hw: Hardware, constants: Software, profile: Profile) -> tuple[Har
     found = {"matmul_tflops": best, "memory_gb_per_s": copy, "node": node}
     share = {"attention": profile.attention_tflops / best}
     return hw.model_copy(update=found), constants.model_copy(update=share)
+
+
+def as_measured(hw: Hardware) -> tuple[Hardware, Software]:
+    """Hardware and our own shares: by its profile if there is one, else as the files say."""
+    profile, constants = profile_of(hw), software("teukenjax")
+    return (hw, constants) if profile is None else calibrated(hw, constants, profile)

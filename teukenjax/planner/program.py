@@ -22,6 +22,8 @@ _CALLED = re.compile(r"\b(body|condition|calls|to_apply)=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _COLLECTIVE = re.compile(rf"(?:^|\s)({'|'.join(KINDS)})(-start)?\(")
 _DOT = re.compile(r"\bdot\(%?([\w.\-]+), ")
+_CAUSAL = re.compile(r'"mask_type": ?"CAUSAL"')
+_KERNEL = 'custom_call_target="mosaic_gpu_v2"'
 _ATTENTION = re.compile(r'custom_call_target="__cudnn\$fmhaSoftmax(Backward)?')
 
 
@@ -66,7 +68,8 @@ def collectives(text: str) -> list[Collective]:
 def product_flops(text: str) -> float:
     """FLOPs of all products and cuDNN attentions that one device runs in a step.
 
-    An attention with a causal mask counts half of its square.
+    An attention with a causal mask counts half of its square. Of our kernels the head's logits
+    count, as the product that they are; symmetric products of the optimizer do not.
     """
     total = 0.0
     for count, shapes, line in _executed(text):
@@ -77,14 +80,28 @@ def product_flops(text: str) -> float:
             total += count * 2 * math.prod(_arrays(line)[0][1]) * summed
         elif match := _ATTENTION.search(line):
             total += count * _attention_flops(line, backward=bool(match[1]))
+        elif _KERNEL in line:
+            total += count * _logits_flops(line)
     return total
+
+
+def _logits_flops(line: str) -> float:
+    """2·T·V·D of a kernel with operands [1, T, D] and [1, V, D] and a result [T, V]; else 0."""
+    results, operands = line.split(" custom-call(", 1)
+    operands = operands.split("operand_layout_constraints={")[1].split("}, ")[0:3]
+    cubes = [shape for _, shape in _arrays(" ".join(operands)) if len(shape) == 3]
+    if len(cubes) != 2 or cubes[0][-1] != cubes[1][-1]:
+        return 0.0
+    (_, T, D), (_, V, _) = cubes
+    made = any(shape == (T, V) for _, shape in _arrays(results))
+    return 2.0 * T * V * D if made else 0.0
 
 
 def _attention_flops(line: str, *, backward: bool) -> float:
     """4·B·H·S²·N forward, 10·B·H·S²·N backward; the operands are q, k, v [B, S, H, N]."""
     operands = line.split("operand_layout_constraints={")[1]
     (_, (B, S, H, N)), (_, (_, T, _, _)) = _arrays(operands)[:2]
-    square = B * H * S * T * N * (0.5 if '"mask_type": "CAUSAL"' in line else 1.0)
+    square = B * H * S * T * N * (0.5 if _CAUSAL.search(line) else 1.0)
     return (10 if backward else 4) * square
 
 

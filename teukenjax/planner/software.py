@@ -21,6 +21,7 @@ class Software(Section):
 
     Attributes:
       matmul: of the best product measured on the device, what the step's products reach.
+      orthogonalise: likewise the products of Newton–Schulz, with the passes between them.
       attention: likewise of fused causal attention, its half square counted, forward + backward.
       attention_flops_per_cycle: what a processor's attention kernel does in a clock; none for
         kernels that use the device's newest matrix unit.
@@ -37,13 +38,13 @@ class Software(Section):
       launches: collectives of a layer in a micro-step.
       table_stays: tokens travel to shards of the vocabulary table, instead of the table to them.
       regathers: each recomputed product gathers its weight once more.
-      separate_sum: with several micro-batches, their sum stands beside a micro-batch's gradients.
       layer_widths: a layer's backward working set, in D 16-bit numbers a token.
       reserve_gb: 10⁹ bytes that context, communication and fragmentation take.
       usable: share of the device's memory that the allocator may use.
     """
 
     matmul: PositiveFloat
+    orthogonalise: PositiveFloat = 1.0
     attention: PositiveFloat
     attention_flops_per_cycle: PositiveFloat | None = None
     widths: PositiveFloat
@@ -56,7 +57,6 @@ class Software(Section):
     launches: int
     table_stays: bool
     regathers: bool
-    separate_sum: bool
     layer_widths: float
     reserve_gb: float
     usable: PositiveFloat

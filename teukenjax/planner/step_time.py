@@ -160,8 +160,8 @@ def _volumes(plans: Plans, setting: Setting):
 
     An all-gather or reduce-scatter counts once, an all-reduce twice (ring). Per device:
 
-        ddp, zero1     all-reduce of gradients over fsdp and replica
-        zero2          reduce-scatter over fsdp, all-reduce of the pieces over replica
+        ddp            all-reduce of gradients over fsdp and replica, of our layers' once a step
+        zero1, zero2   reduce-scatter over fsdp, all-reduce of the pieces over replica likewise
         fsdp, …        all-gather forward, backward and for recomputed weights, reduce-scatter
         tensor         all-reduce of [E, D] twice a layer forward, twice back, once recomputed;
                        and of the table's states, 8·n·E·D bytes
@@ -186,10 +186,13 @@ def _volumes(plans: Plans, setting: Setting):
     else:
         table_gathers, table_gradients = 2.0 * 2.0 * tables, Qg * tables
     over_fsdp = np.where(split_weights, gathers * 2.0 * whole + table_gathers, 0.0)
-    reduced = Qg * whole + np.where(split_weights, table_gradients, Qg * both_ends)
-    over_fsdp = over_fsdp + np.where(split_gradients, 1, 2) * reduced
-    pieces = Qg * (whole + both_ends) / (plans.shards("gradients") / t)
-    over_replica = 2.0 * pieces
+    ends = np.where(split_weights, table_gradients, Qg * both_ends)
+    # What devices add that hold the same piece waits for the last micro-batch, but for tables.
+    waits = plans.accumulation if software.table_stays else 1
+    over_fsdp = over_fsdp + np.where(
+        split_gradients, Qg * whole + ends, 2.0 * (Qg * whole / waits + ends)
+    )
+    over_replica = 2.0 * Qg * (whole / waits + both_ends) / (plans.shards("gradients") / t)
     passes = 4.0 + (remats.matmul > 0)
     over_tensor = 2.0 * passes * shape.layers * 2.0 * plans.tokens * shape.width
     over_tensor = over_tensor + 2.0 * 8.0 * states * software.table_stays

@@ -8,6 +8,7 @@ bf16, whatever the row says.
 
 import csv
 import dataclasses
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from teukenjax.planner.remat import POLICIES
 from teukenjax.planner.shape import Shape
 from teukenjax.planner.software import Software, software
 from teukenjax.planner.step_time import Setting, step_time
+from teukenjax.run import write_atomically
 
 PUBLISHED = Path(__file__).parent / "published"
 GIB = 2**30
@@ -30,7 +32,10 @@ SHARDING = {  # PyTorch's and DeepSpeed's words → a row of our table
     "S": "zero2", "SHARD_GRAD_OP": "zero2", "H": "hsdp", "HYBRID_SHARD": "hsdp",
     "N": "ddp", "NO_SHARD": "ddp",
 }  # fmt: skip
-REMAT = {"T": "full", "TRUE": "full", "F": "none", "FALSE": "none"}
+# "Selective" is not one policy in all programs; most keep attention and its projections.
+REMAT = {
+    "T": "full", "TRUE": "full", "F": "none", "FALSE": "none", "SELECTIVE": "save_attention",
+}  # fmt: skip
 DIMENSIONS = ("width", "layers", "heads", "ffn", "vocab")  # required when no model is named
 ADAM = Optimizer(state_bytes=8, traffic_bytes=40)
 JAX = ("jax", "maxtext", "axlearn", "levanter", "paxml", "easydel", "teukenjax")
@@ -103,17 +108,25 @@ def understand(row: dict[str, str]) -> Run:
 
 
 def predict_table(path: Path, out: Path) -> list[dict[str, str]]:
-    """Writes the rows of ``path`` with predictions to ``out``, and returns them."""
+    """Writes the rows of ``path`` with predictions to ``out``, and returns them.
+
+    Raises:
+      UserError: for a row that is not understood, by its number; when ``out`` cannot be written.
+    """
     rows = []
     for number, row in enumerate(read_rows(path), start=1):
         try:
             rows.append({**row, **_cells(understand(row).predict())})
         except UserError as error:
             raise UserError(f"{path}: row {number}: {error}") from None
-    with out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+        write_atomically(out, text.getvalue())
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
     return rows
 
 
@@ -122,7 +135,7 @@ def errors(runs: list[Run], constants: Software | None = None) -> np.ndarray:
     return np.array([run.error(constants) for run in runs])
 
 
-def mape(found: np.ndarray) -> float:
+def mape(found: np.ndarray | list[float]) -> float:
     """Mean absolute relative error."""
     return float(np.mean(np.abs(found)))
 
