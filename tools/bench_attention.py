@@ -148,7 +148,7 @@ def rope(B: int, S: int) -> None:
     moved = 2 * (q.nbytes + k.nbytes)
     for what, call in (("RoPE", jax.jit(rotate)), ("RoPE backward", both)):
         times = samples(call, (q, k))
-        rate = moved / statistics.median(times) / 1e9
+        rate = moved / statistics.median(times) / 1e6
         print(f"{what} B={B} S={S} {spread(times)}, {rate:,.0f} GB/s", flush=True)
 
 

@@ -4,12 +4,14 @@ import itertools
 from collections.abc import Iterator
 
 from teukenjax.errors import UserError, nearest
+from teukenjax.kernels.attention import bench as attention
 from teukenjax.kernels.case import Case
 from teukenjax.kernels.cross_entropy import bench as cross_entropy
 from teukenjax.kernels.rms_norm import bench as rms_norm
 from teukenjax.kernels.symmetric_matmul import bench as symmetric_matmul
 
 KERNELS = {
+    "attention": attention.cases,
     "cross_entropy": cross_entropy.cases,
     "rms_norm": rms_norm.cases,
     "symmetric_matmul": symmetric_matmul.cases,
