@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from teukenjax.planner.program import collectives as planned_collectives
 from teukenjax.sharding import make_layout
 from teukenjax.train.batch import abstract_batch, place_batch
 from teukenjax.train.state import Program
@@ -91,6 +92,32 @@ def test_fsdp_never_gathers_the_vocabulary(make_recipe):
     assert shapes
     # The tables are [1024, 32] in all, [128, 32] on each of eight devices; nothing else is 1024.
     assert not [shape for shape in shapes if "1024" in shape]
+
+
+def gathered_bytes(make_recipe, **compute) -> int:
+    """Of all-gathers in a step of four micro-batches."""
+    batch = {"sequences": 32, "accumulation": 4}
+    program = program_of(make_recipe(sharding={"strategy": "fsdp"}, batch=batch, compute=compute))
+    batch = abstract_batch(program.recipe, program.layout)
+    text = make_train_step(program).lower(program.abstract_state, batch).compile().as_text()
+    found = [x for x in planned_collectives(text) if x.kind == "all-gather"]
+    return sum(x.bytes * x.count for x in found)
+
+
+def test_a_step_that_gathers_once_gathers_less(make_recipe):
+    """Activations of the vocabulary's tables travel still, in each micro-batch."""
+    by_layer, once = (gathered_bytes(make_recipe, gather=x) for x in ("layer", "step"))
+    model = program_of(make_recipe()).model
+    matrices = [
+        shape.size
+        for shape, spec in zip(
+            jax.tree.leaves(model.abstract["layers"]),
+            jax.tree.leaves(model.specs["layers"], is_leaf=lambda x: hasattr(x, "role")),
+            strict=True,
+        )
+        if spec.role == "hidden"
+    ]
+    assert by_layer - once == (2 * 4 - 1) * 4 * sum(matrices)  # 2 passes of 4 micro-batches
 
 
 def test_ddp_gathers_no_weight(make_recipe):

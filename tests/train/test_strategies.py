@@ -64,3 +64,20 @@ def test_loss_curve_equals_that_of_one_device(strategy, optimizer, make_recipe, 
     sharded = losses(recipe, tokens, jax.devices())
     np.testing.assert_allclose(sharded, one_device[optimizer], rtol=OTHER_MESH_RTOL)
     assert sharded[-1, 0] < sharded[0, 0]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "hsdp", "fsdp", "fsdp_tp"])
+def test_weights_gathered_once_a_step_are_the_same_weights(strategy, make_recipe, tokens):
+    curves = [
+        losses(
+            make_recipe(
+                optimizer={"name": "adamw", "learning_rate": LEARNING_RATE["adamw"]},
+                sharding=STRATEGIES[strategy],
+                compute={"dtype": "bfloat16", "head_chunk": 16, "gather": gather},
+            ),
+            tokens,
+            jax.devices(),
+        )
+        for gather in ("layer", "step")
+    ]
+    np.testing.assert_array_equal(*curves)

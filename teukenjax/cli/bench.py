@@ -23,6 +23,27 @@ def calibrate(
 
 
 @bench.command()
+def kernels(
+    only: Annotated[list[str] | None, typer.Option(help="Kernels, by name; default: all.")] = None,
+    shrink: Annotated[int, typer.Option(min=1, help="Divide the sizes, for a CPU.")] = 1,
+) -> None:
+    """Check and time every kernel beside what XLA and cuDNN make of the same call."""
+    import jax
+
+    from teukenjax.bench import kernels as bench_
+    from teukenjax.bench.step import versions
+    from teukenjax.hardware import find_hardware
+    from teukenjax.kernels.cases import find_cases
+
+    cases = find_cases(only or [], shrink)
+    device = jax.devices()[0]
+    console().print(f"{device.device_kind}, {versions()}", highlight=False)
+    rows = bench_.show(console(), bench_.measure(cases), find_hardware(None, device))
+    for line in bench_.choices(rows, device.device_kind):
+        print(line)
+
+
+@bench.command()
 def step(
     recipe: RecipeFile,
     overrides: Overrides = None,

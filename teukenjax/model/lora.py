@@ -56,9 +56,13 @@ class Adapted:
         """The inverse of ``split``."""
         return {"base": frozen, "adapters": trained}
 
-    def bind(self, params: dict) -> Teuken:
+    def copies(self, trained: dict) -> None:
+        """None: a weight with its adapter is made anew in every micro-batch."""
+        del trained
+
+    def bind(self, params: dict, copies: None = None) -> Teuken:
         """The module with these parameters."""
-        return self.inner.bind(self.merged(params))
+        return self.inner.bind(self.merged(params), copies)
 
     def merged(self, params: dict) -> dict:
         """The parameters of the model alone, adapters added to them."""

@@ -20,11 +20,11 @@ class Noisy:
         self.config, self.compute, self.layout = model.config, model.compute, model.layout
         self.abstract, self.specs, self.inner = model.abstract, model.specs, model.inner
         self.init, self.around, self.merged = model.init, model.around, model.merged
-        self.split, self.join = model.split, model.join
+        self.split, self.join, self.copies = model.split, model.join, model.copies
 
-    def bind(self, params: dict) -> "NoisyTeuken":
-        """The module with these parameters."""
-        return NoisyTeuken(self._model.bind(params), self._alpha, self._seed)
+    def bind(self, params: dict, copies: dict | None = None) -> "NoisyTeuken":
+        """The module with these parameters, and the copies that were made of them."""
+        return NoisyTeuken(self._model.bind(params, copies), self._alpha, self._seed)
 
 
 class NoisyTeuken:

@@ -4,10 +4,11 @@ Left to automatic differentiation, a weight's gradient would be a bf16 matrix, s
 devices in bf16 and only then widened. Teuken was trained with gradients reduced in fp32, so the
 backward pass is written out: the gradient's own product accumulates into fp32, and that is what
 is reduced, straight to the shard that owns it. The gathered weight is not kept between the passes
-but gathered again.
+but gathered again, unless it comes ``WithCopy``.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,21 @@ from jaxtyping import Array, Float
 from teukenjax.sharding import Layout
 
 
+class WithCopy(NamedTuple):
+    """A weight, and what it is computed with: cast and gathered before, for several products.
+
+    The gradient is the owner's alone.
+    """
+
+    owner: Float[Array, "..."]
+    copy: Float[Array, "..."]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
 def product(
     equation: str,
     x: Float[Array, "..."],
-    weight: Float[Array, "..."],
+    weight: Float[Array, "..."] | WithCopy,
     axes: tuple[str, ...],
     layout: Layout,
 ) -> Float[Array, "..."]:
@@ -33,7 +44,11 @@ def product(
       axes: the weight's logical axes.
       layout: mesh and strategy.
     """
-    return jnp.einsum(equation, x, layout.gather(weight, axes, x.dtype))
+    return jnp.einsum(equation, x, _whole(weight, axes, x.dtype, layout))
+
+
+def _whole(weight, axes, dtype, layout):
+    return weight.copy if isinstance(weight, WithCopy) else layout.gather(weight, axes, dtype)
 
 
 def _forward(equation, x, weight, axes, layout):
@@ -44,11 +59,12 @@ def _backward(equation, axes, layout, residuals, dy):
     x, weight = residuals
     operands, out = equation.split("->")
     of_x, of_weight = operands.split(",")
-    gathered = layout.gather(weight, axes, x.dtype)
-    dx = jnp.einsum(f"{out},{of_weight}->{of_x}", dy, gathered)
+    whole = _whole(weight, axes, x.dtype, layout)
+    dx = jnp.einsum(f"{out},{of_weight}->{of_x}", dy, whole)
     equation = f"{of_x},{out}->{of_weight}"
     dw = jnp.einsum(equation, x, dy, preferred_element_type=jnp.float32)
-    return dx, layout.reduce(dw, axes)
+    dw = layout.reduce(dw, axes)
+    return dx, WithCopy(dw, None) if isinstance(weight, WithCopy) else dw
 
 
 product.defvjp(_forward, _backward)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Integer
 from teukenjax.kernels.cross_entropy import linear_cross_entropy
 from teukenjax.model.initialisation import initializers
 from teukenjax.model.layers import Block, Norm, Weight, embed, rope_angles, weight
+from teukenjax.model.product import WithCopy
 from teukenjax.model.remat import rematerialised
 from teukenjax.recipe import ComputeConfig, KernelsConfig, ModelConfig, ShardingConfig
 from teukenjax.sharding import Layout, WeightSpec, abstract_layout, make_layout
@@ -164,8 +165,11 @@ class Model(Protocol):
     def join(self, trained: dict, frozen: dict) -> dict:
         """The inverse of ``split``."""
 
-    def bind(self, params: dict) -> Any:
-        """The module with these parameters."""
+    def copies(self, trained: dict) -> dict | None:
+        """What a whole step's products compute with (``compute.gather``); None: each gathers."""
+
+    def bind(self, params: dict, copies: dict | None = None) -> Any:
+        """The module with these parameters, and the copies that were made of them."""
 
     def merged(self, params: dict) -> dict:
         """The parameters of ``inner``."""
@@ -219,13 +223,39 @@ class Functional:
         del frozen
         return trained
 
-    def bind(self, params: dict) -> Teuken:
-        """The module with these parameters."""
+    def copies(self, trained: dict) -> dict | None:
+        """The layers' matrices, cast and gathered, if ``compute.gather`` is "step"."""
+        if self.compute.gather == "layer":
+            return None
+
+        def copy(spec: WeightSpec, weight: Array) -> Array | None:
+            is_matrix = spec.role == "hidden"
+            return self.layout.gather(weight, spec.axes, self.compute.dtype) if is_matrix else None
+
+        return jax.tree.map(copy, self.specs["layers"], trained["layers"], is_leaf=_is_spec)
+
+    def bind(self, params: dict, copies: dict | None = None) -> Teuken:
+        """The module with these parameters, and the copies that were made of them."""
+        if copies is not None:
+            layers = jax.tree.map(_with_copy, copies, params["layers"], is_leaf=_is_none)
+            params = params | {"layers": layers}
         return nnx.merge(self._graph, nnx.State(params))
 
     def block(self, weights: dict) -> Block:
         """One layer by itself: ``weights`` are those of ``params["layers"]`` at one index."""
         return nnx.merge(self._block, nnx.State(weights))
+
+
+def _with_copy(copy: Array | None, owner: Array) -> Array | WithCopy:
+    return owner if copy is None else WithCopy(owner, copy)
+
+
+def _is_none(node: Any) -> bool:
+    return node is None
+
+
+def _is_spec(node: Any) -> bool:
+    return isinstance(node, WeightSpec)
 
 
 def _is_weight(node: Any) -> bool:

@@ -240,6 +240,9 @@ class ComputeConfig(Section):
         "offload_attention",
     ] = "full"  # see model.remat
     unroll: PositiveInt = 1  # layers per iteration of the scan
+    # When a layer's matrices are cast and gathered: in each of its passes, or once a step, which
+    # takes 2 bytes a parameter on every device and saves a gather per pass and micro-batch.
+    gather: Literal["layer", "step"] = "layer"
     kernels: KernelsConfig = KernelsConfig()
     head_chunk: PositiveInt = 1024  # tokens whose logits exist at one time, per device
     strict: bool = False  # a kernel that "auto" would fall back from is an error
@@ -341,6 +344,15 @@ class Recipe(Section):
     def _conversations_are_whole(self):
         if self.sft is not None and self.data.packing != "best_fit":
             raise ValueError("sft: conversations are packed whole: set data.packing=best_fit")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_gather_by_layer(self):
+        if self.sft is not None and self.sft.lora is not None and self.compute.gather == "step":
+            raise ValueError(
+                "compute.gather=step: a weight with its adapter (sft.lora) is made anew in every "
+                "micro-batch: set compute.gather=layer"
+            )
         return self
 
     @property

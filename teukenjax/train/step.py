@@ -44,9 +44,10 @@ def train_step(
     def step(state: TrainState, batch: Batch):
         """One update from one global batch."""
         trained, frozen = model.split(state.params)
+        copies = model.copies(trained)
 
         def loss_fn(trained, batch: Batch):
-            return model.bind(model.join(trained, frozen)).loss(*batch)[0]
+            return model.bind(model.join(trained, frozen), copies).loss(*batch)[0]
 
         start = program.gradient_start(state.opt_state, trained)
         batch = batch.normalised()
