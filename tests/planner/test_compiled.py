@@ -15,6 +15,7 @@ from teukenjax.recipe import load
 HAS_COMPILER = importlib.util.find_spec("jax_cuda13_plugin") is not None
 PLANS = {
     "fsdp": {"fsdp": 8, "remat": "save_attention"},
+    "gathered once": {"strategy": "fsdp", "fsdp": 8, "remat": "save_attention", "once": True},
     "hsdp": {"replica": 2, "fsdp": 4, "remat": "full"},
     "fsdp_tp": {"fsdp": 4, "tensor": 2, "remat": "save_projections"},
 }
@@ -36,21 +37,21 @@ def test_a_missing_compiler_says_how_to_install_it():
 
 
 @pytest.mark.compiler
-@pytest.mark.parametrize("strategy", PLANS)
-def test_memory_flops_and_bytes_are_those_of_the_compiled_step(strategy, setting_of):
-    plan = Plans.single(
-        strategy=strategy, micro_batch=1, accumulation=2, sequence=4096, **PLANS[strategy]
-    )
-    mesh = {axis: PLANS[strategy].get(axis, 1) for axis in ("replica", "tensor")}
+@pytest.mark.parametrize("name", PLANS)
+def test_memory_flops_and_bytes_are_those_of_the_compiled_step(name, setting_of):
+    choices = {"strategy": name} | PLANS[name]
+    plan = Plans.single(micro_batch=1, accumulation=2, sequence=4096, **choices)
+    mesh = {axis: choices.get(axis, 1) for axis in ("replica", "tensor")}
     sequences = 2 * int(plan.replica[0] * plan.fsdp[0])
     recipe = load(
         "configs/recipes/teuken-7b.yaml",
         [
-            f"sharding.strategy={strategy}",
+            f"sharding.strategy={choices['strategy']}",
             *(f"sharding.{axis}={size}" for axis, size in mesh.items()),
             f"batch.sequences={sequences}",
             "batch.accumulation=2",
-            f"compute.remat={PLANS[strategy]['remat']}",
+            f"compute.remat={choices['remat']}",
+            f"compute.gather={'step' if choices.get('once') else 'layer'}",
         ],
     )
     made, setting = compile_step(recipe, named("h100-sxm"), 8), setting_of(recipe)

@@ -5,10 +5,11 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from tiny import MESHES
 
-from tests.tiny import MESHES
 from teukenjax.planner.memory import PHASES, capacity, memory
 from teukenjax.planner.plans import Plans
+from teukenjax.planner.step_time import wire_bytes
 from teukenjax.sharding import STRATEGIES
 from teukenjax.train.plan import abstract_program, bytes_per_device
 
@@ -68,6 +69,19 @@ def test_light_scion_saves_one_sum(teuken):
     # Gradients are added where their sum is, and light Scion's sum is its momentum.
     assert plain.gradients[0] == pytest.approx(4 * setting.shape.parameters / 2)
     assert light.gradients[0] == 0
+
+
+def test_weights_gathered_once_are_held_whole_and_travel_once(teuken):
+    setting = teuken("h100-sxm", 64, "optimizer={name: scion}").setting
+    columns = {"fsdp": 8, "accumulation": 4, "sequence": 4096, "micro_batch": 1}
+    by_layer, once = (Plans.single(once=once, **columns) for once in (False, True))
+    held = [memory(plan, setting, head_chunk=1024) for plan in (by_layer, once)]
+    assert held[1].copies[0] == 2 * setting.shape.layer_weights
+    assert held[1].total[0] > held[0].total[0]
+    saved = wire_bytes(by_layer, setting)[0] - wire_bytes(once, setting)[0]
+    # Three gathers of four micro-batches (a full remat's is the third) are one; 7/8 are sent.
+    gathers = 2 + setting.software.regathers
+    assert saved == pytest.approx((4 * gathers - 1) * 2 * setting.shape.layer_weights * 7 / 8)
 
 
 def test_gradients_stand_twice_only_where_devices_add_their_sums(teuken):

@@ -144,6 +144,7 @@ def predicted(case: Case, recipe: Recipe, layout) -> dict[str, str]:
         accumulation=2,
         sequence=recipe.model.context,
         light=getattr(recipe.optimizer, "light", False),
+        once=recipe.compute.gather == "step",
         **layout.mesh.shape,
     )
     held = memory(plan, setting, head_chunk=recipe.compute.head_chunk)

@@ -1,8 +1,8 @@
 """Bytes on each device, by what holds them.
 
 Arrays are [P], a row per plan. What rests (parameters, moments) is exact up to norm gains. What a
-step needs beside them peaks in one of five phases. Beside the first four stand the sum of gradients
-and transposed weights:
+step needs beside them peaks in one of five phases. Beside the first four stand the sum of
+gradients, transposed weights and copies:
 
     embed      kept activations, and the states of all tokens of the group, where tokens travel
     loss       kept activations, logits, the table's gradient with that of a chunk
@@ -24,7 +24,7 @@ from teukenjax.planner.fabric import GIGA
 from teukenjax.planner.plans import NAMES, Plans
 from teukenjax.planner.step_time import Setting
 
-STANDING = ("gradients", "transposed")
+STANDING = ("gradients", "transposed", "copies")
 PHASES = {
     "embed": (*STANDING, "kept", "states"),
     "loss": (*STANDING, "kept", "logits", "table"),
@@ -46,6 +46,7 @@ class Memory:
       gradients: fp32, of all micro-batches: each is added in place.
       own: fp32, a device's own sum where it is added to others', beside that of all.
       transposed: weights whose gathered axis is not their first, turned once a step.
+      copies: layers' weights in 16 bits, whole, where they are gathered once a step.
       kept: activations from the forward to the backward pass.
       states: 16-bit embeddings of all n devices' tokens, before each keeps its own.
       logits: of a chunk, with what the loss holds beside them.
@@ -62,6 +63,7 @@ class Memory:
     gradients: np.ndarray
     own: np.ndarray
     transposed: np.ndarray
+    copies: np.ndarray
     kept: np.ndarray
     states: np.ndarray
     logits: np.ndarray
@@ -111,6 +113,7 @@ def memory(plans: Plans, setting: Setting, *, head_chunk: int) -> Memory:
         gradients=np.where(plans.light, 0.0, owned),
         own=_own(plans, setting),
         transposed=_transposed(plans, setting),
+        copies=np.where(plans.once, 2.0 * shape.layer_weights / plans.tensor, 0.0),
         kept=E * shape.layers * (remats.whole + (remats.kept - remats.whole) / plans.tensor),
         states=2.0 * _group(plans, setting) * E * shape.width,
         logits=logits,
@@ -155,14 +158,16 @@ def _loss(plans: Plans, setting: Setting, head_chunk: int):
 def _gathered(plans: Plans, setting: Setting) -> np.ndarray:
     """(1 + n)·2·φ_layer in 16 bits with a prefetch of n = 1, and one gradient to be reduced.
 
-    Source: derived. Weights that are whole are only cast, and their gradients written in place.
+    Source: derived. Weights that are whole are only cast, and their gradients written in place;
+    with copies of them there is neither.
     """
     shape, constants = setting.shape, setting.software
     unit = shape.layer_weights / shape.layers / plans.tensor
     tables = 0.0 if constants.table_stays else 2.0 * shape.table_weights / plans.tensor
     split = plans.shards("parameters") > plans.tensor
     reduced = np.where(plans.shards("gradients") > 1, constants.gradient_bytes * unit, 0.0)
-    return np.where(split, 4.0 * unit + tables, 2.0 * unit) + reduced
+    weights = np.where(split, 4.0 * unit + tables, 2.0 * unit)
+    return np.where(plans.once, 0.0, weights) + reduced
 
 
 def _own(plans: Plans, setting: Setting) -> np.ndarray:
@@ -180,12 +185,13 @@ def _own(plans: Plans, setting: Setting) -> np.ndarray:
 def _transposed(plans: Plans, setting: Setting) -> np.ndarray:
     """4·L·D·(F + H·N) in pieces: the MLP's and attention's last matrices end in the split axis.
 
-    A gather along the last axis would be strided, so the compiler turns them before the first.
-    Source: read from compiled programs.
+    A gather along the last axis would be strided, so the compiler turns them before the first,
+    unless there is but one a step. Source: read from compiled programs.
     """
     shape, pieces = setting.shape, plans.shards("parameters")
     held = 4.0 * shape.layers * shape.width * (shape.ffn + shape.heads * shape.head_dim) / pieces
-    return np.where(setting.software.table_stays & (pieces > plans.tensor), held, 0.0)
+    turned = setting.software.table_stays & (pieces > plans.tensor) & ~plans.once
+    return np.where(turned, held, 0.0)
 
 
 def _second(plans: Plans, setting: Setting) -> np.ndarray:

@@ -73,6 +73,7 @@ def predict_own(row: dict[str, str]) -> Prediction:
         accumulation=int(row["accumulation"]),
         sequence=recipe.model.context,
         light=row["light"] == "T",
+        once=row["once"] == "T",
         **{SPLIT.get(row["strategy"], "fsdp"): int(row["devices"])},
     )
     setting = Setting(shape, hw, constants, optimizer)

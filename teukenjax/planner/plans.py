@@ -24,6 +24,7 @@ class Plans:
       remat: position in ``POLICIES``.
       sequence: tokens of a sequence.
       light: gradients are summed into the momentum (Scion's light form).
+      once: weights are gathered once a step (``compute.gather``).
     """
 
     strategy: np.ndarray
@@ -35,6 +36,7 @@ class Plans:
     remat: np.ndarray
     sequence: np.ndarray
     light: np.ndarray
+    once: np.ndarray
 
     def __len__(self) -> int:
         return len(self.strategy)
@@ -46,8 +48,8 @@ class Plans:
     @classmethod
     def single(cls, *, strategy: str = "fsdp", remat: str = "full", **columns) -> "Plans":
         """One plan, by names; what is not given is 1."""
-        values = {"strategy": NAMES.index(strategy), "remat": POLICIES.index(remat), "light": False}
-        values |= columns
+        values = {"strategy": NAMES.index(strategy), "remat": POLICIES.index(remat)}
+        values |= {"light": False, "once": False} | columns
         return cls(*(np.atleast_1d(values.get(field.name, 1)) for field in fields(cls)))
 
     @property

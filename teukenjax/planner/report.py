@@ -39,7 +39,7 @@ def print_answer(console: Console, answer: Answer, *, top: int, tokens: float | 
 def best_table(answer: Answer, *, top: int, tokens: float | None) -> Table:
     """One row a plan, fastest first."""
     table = Table(box=None)
-    for title in ("strategy", "mesh r×f×t", "micro × acc", "sequence", "remat", "light"):
+    for title in ("strategy", "mesh r×f×t", "micro × acc", "sequence", "remat", "light", "gather"):
         table.add_column(title)
     for title in ("tok/s/GPU", "MFU", "HFU", "GiB", "exposed", "days", "GPU-hours", "binds"):
         table.add_column(title, justify="right")
@@ -60,6 +60,7 @@ def plan_cells(prediction: Prediction, index: int, tokens: float | None) -> list
         f"{plans.sequence[index]}",
         POLICIES[plans.remat[index]],
         "yes" if plans.light[index] else "no",
+        "step" if plans.once[index] else "layer",
         f"{speed:,.0f}",
         f"{prediction.mfu[index]:.1%}",
         f"{prediction.hfu[index]:.1%}",

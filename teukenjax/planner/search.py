@@ -101,7 +101,7 @@ def more_memory(hw: Hardware, size: float) -> Hardware:
 
 
 def enumerate_plans(question: Question) -> Plans:
-    """Every strategy × mesh × sequence × accumulation × remat × light form that divides."""
+    """Every strategy × mesh × sequence × accumulation × remat × light × once that divides."""
     recipe, shape = question.recipe, question.setting.shape
     meshes = meshes_of(question.devices, shape)
     if not meshes:
@@ -112,12 +112,13 @@ def enumerate_plans(question: Question) -> Plans:
         raise UserError(_no_batch(question, lengths))
     lights = (False, True) if question.setting.optimizer.light else (False,)
     # Meshes and batches are few; what multiplies is taken by broadcasting.
-    rows = np.array(batches)
-    columns = [np.repeat(rows[:, i], len(POLICIES) * len(lights)) for i in range(rows.shape[1])]
-    remat = np.tile(np.repeat(np.arange(len(POLICIES)), len(lights)), len(rows))
-    light = np.tile(np.array(lights), len(rows) * len(POLICIES))
+    rows, choices = np.array(batches), np.meshgrid(range(len(POLICIES)), lights, (False, True))
+    columns = [np.repeat(rows[:, i], choices[0].size) for i in range(rows.shape[1])]
+    remat, light, once = (np.tile(choice.ravel(), len(rows)) for choice in choices)
     strategy, replica, fsdp, tensor, sequence, micro_batch, accumulation = columns
-    return Plans(strategy, replica, fsdp, tensor, micro_batch, accumulation, remat, sequence, light)
+    return Plans(
+        strategy, replica, fsdp, tensor, micro_batch, accumulation, remat, sequence, light, once
+    )
 
 
 def meshes_of(devices: int, shape: Shape) -> list[tuple[int, int, int, int]]:
@@ -197,7 +198,10 @@ def recipe_of(recipe: Recipe, plans: Plans, index: int) -> Recipe:
             "accumulation": row["accumulation"],
         },
         "model": {"context": row["sequence"]},
-        "compute": {"remat": POLICIES[row["remat"]]},
+        "compute": {
+            "remat": POLICIES[row["remat"]],
+            "gather": "step" if row["once"] else "layer",
+        },
     }
     if recipe.optimizer.name == "scion":
         sections["optimizer"] = {"light": row["light"]}

@@ -162,7 +162,8 @@ def _volumes(plans: Plans, setting: Setting):
 
         ddp            all-reduce of gradients over fsdp and replica, of our layers' once a step
         zero1, zero2   reduce-scatter over fsdp, all-reduce of the pieces over replica likewise
-        fsdp, …        all-gather forward, backward and for recomputed weights, reduce-scatter
+        fsdp, …        all-gather forward, backward and for recomputed weights, or once for all
+                       micro-steps; reduce-scatter
         tensor         all-reduce of [E, D] twice a layer forward, twice back, once recomputed;
                        and of the table's states, 8·n·E·D bytes
         table          if split and staying: tokens gathered for the head, their gradients
@@ -178,6 +179,7 @@ def _volumes(plans: Plans, setting: Setting):
     split_weights = plans.shards("parameters") > t
     split_gradients = plans.shards("gradients") > t
     gathers = 2.0 + software.regathers * remats.weights
+    gathers = np.where(plans.once, 1.0 / plans.accumulation, gathers)
     tables = shape.table_weights / t
     states = plans.fsdp * plans.tokens * shape.width
     both_ends = 2.0 * shape.vocab * shape.width / t if software.table_stays else tables
