@@ -30,7 +30,8 @@ FOLDER = "checkpoints"
 # Arrays lie in pieces of one layer and at most this size, so that an export can read a layer
 # without the whole stack, and a restore a shard without its neighbours.
 STORED_BYTES = 32 * 2**20
-LIMIT_S = 900.0
+# Orbax counts by the wall clock, which may be set while it writes; ``train.watch`` has the limit.
+PATIENCE_S = 10 * 86_400
 
 
 class Checkpoints:
@@ -53,6 +54,7 @@ class Checkpoints:
                 max_to_keep=config.keep_last,
                 keep_period=config.keep_every,
                 cleanup_tmp_directories=True,
+                async_options=ocp.options.AsyncOptions(timeout_secs=PATIENCE_S),
             )
         self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=_handlers())
         self._limit_s = limit_s
