@@ -26,6 +26,7 @@ VERBS = {
     "chat": {"run", "language", *CHOICE},
     "serve": {"run", "host", "port", "queue", "language"},
     "bench calibrate": {"out"},
+    "bench kernels": {"only", "shrink"},
     "bench step": {"recipe", "overrides", "layers", "fake_data", "repeats", "results"},
     "sweep": {"spec", "overrides", "out", "model", "jobs", "cluster", "parameters"},
     "scaling fit": {"results", "out", "role"},

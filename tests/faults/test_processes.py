@@ -31,7 +31,8 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(every, together):
     straight, run = together("straight", processes=1, devices=2), together("run", processes=2)
     straight.start()
     assert straight.wait(straight.limit_s) == [0], straight.said()
-    run.arguments += ["steps=5000", f"checkpoint.every={every}"]
+    # In a barrier of the save nothing tells of a loss but the time limit.
+    run.arguments += ["steps=5000", f"checkpoint.every={every}", "guard.timeout_s=60"]
     run.start()
     run.until(run.out, 7, run.limit_s)
     end = time.monotonic() + run.limit_s
