@@ -30,8 +30,8 @@ class Case:
     inputs: Callable[[], tuple]
     call: Callable[..., Any]
     implementations: tuple[str, ...] = ("reference", "pallas")
-    flops: float = 0.0
-    bytes: float = 0.0
+    flops: int | float = 0
+    bytes: int = 0
     shape: dict[str, int] = field(default_factory=dict)
 
 
