@@ -71,6 +71,11 @@ class WeightSpec:
         return dataclasses.replace(self, axes=(axis, *self.axes))
 
 
+def is_spec(node: Any) -> bool:
+    """Where a tree of declarations ends."""
+    return isinstance(node, WeightSpec)
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """A mesh and a strategy: everything needed to place an array.
@@ -200,9 +205,7 @@ def tree_shardings(layout: Layout, specs: Any, shapes: Any, rule: Rule) -> Any:
         _check(name, spec.axes, array.shape, rule, layout.mesh.shape)
         return layout.sharding(spec.axes, rule)
 
-    return jax.tree_util.tree_map_with_path(
-        place, specs, shapes, is_leaf=lambda x: isinstance(x, WeightSpec)
-    )
+    return jax.tree_util.tree_map_with_path(place, specs, shapes, is_leaf=is_spec)
 
 
 def _check(name, axes, shape, rule: Rule, mesh: Mapping[str, int]) -> None:

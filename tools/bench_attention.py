@@ -12,17 +12,18 @@ import argparse
 import functools
 import statistics
 import sys
-import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from teukenjax.bench.kernels import samples
 from teukenjax.kernels.attention import attention
 from teukenjax.model.layers import apply_rope, rope_angles
 
 H, K, N = 32, 2, 128  # Teuken's heads
-SAMPLES, SAMPLE_S = 20, 0.02
+SAMPLES = 20
 # Weights, dS and results are rounded to bf16 (2⁻⁸ = 0.4 %) at most three times, independently.
 ALLOWED = 0.01  # root mean square of the error over that of the exact result
 
@@ -124,7 +125,7 @@ def run(implementation: str, B: int, S: int, segments) -> None:
     pairs = B * S * S / 2 if segments is None else sum_of_squares(np.asarray(segments)) / 2
     for backward in (False, True):
         call = passes(implementation, segments, backward=backward)
-        times = samples(call, draw(B, S))
+        times = samples(call, draw(B, S), count=SAMPLES)
         flops = 4 * N * H * pairs * (3.5 if backward else 1)
         what = "forward+backward" if backward else "forward"
         documents = "unpacked" if segments is None else f"{len(np.unique(segments))} documents"
@@ -147,34 +148,20 @@ def rope(B: int, S: int) -> None:
     both = jax.jit(lambda q, k: jax.vjp(rotate, q, k)[1]((q, k)))
     moved = 2 * (q.nbytes + k.nbytes)
     for what, call in (("RoPE", jax.jit(rotate)), ("RoPE backward", both)):
-        times = samples(call, (q, k))
-        rate = moved / statistics.median(times) / 1e6
+        times = samples(call, (q, k), count=SAMPLES)
+        rate = moved / statistics.median(times) / 1e9
         print(f"{what} B={B} S={S} {spread(times)}, {rate:,.0f} GB/s", flush=True)
 
 
-def samples(call, inputs) -> list[float]:
-    """Milliseconds of a call: runs of calls that queue, as in a step."""
-
-    def seconds(calls: int) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            result = call(*inputs)
-        jax.block_until_ready(result)
-        return (time.perf_counter() - start) / calls
-
-    seconds(1)
-    calls = max(1, round(SAMPLE_S / seconds(1)))
-    return [1e3 * seconds(calls) for _ in range(SAMPLES)]
-
-
-def spread(times: list[float]) -> str:
+def spread(times: Sequence[float]) -> str:
     """Median and range."""
-    return f"{statistics.median(times):.3f} ms ({min(times):.3f} … {max(times):.3f})"
+    middle, least, most = (1e3 * x for x in (statistics.median(times), min(times), max(times)))
+    return f"{middle:.3f} ms ({least:.3f} … {most:.3f})"
 
 
-def report(what: str, times: list[float], flops: float) -> None:
+def report(what: str, times: Sequence[float], flops: float) -> None:
     """One line."""
-    rate = flops / statistics.median(times) / 1e9
+    rate = flops / statistics.median(times) / 1e12
     print(f"{what}: {spread(times)}, {rate:,.0f} TFLOP/s", flush=True)
 
 

@@ -1,7 +1,7 @@
 """``teukenjax bench kernels``: every kernel beside what XLA and cuDNN make of the same call."""
 
+import itertools
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from rich.table import Table
 from teukenjax.hardware import Hardware
 from teukenjax.kernels.case import Case
 from teukenjax.kernels.choice import Device
+from teukenjax.planner.stopwatch import seconds
 
 CALLS_S = 0.02  # a sample is a run of calls at least this long: they queue, as in a step
 SAMPLES = 8
@@ -52,7 +53,9 @@ def measure(cases: Iterator[Case]) -> Iterator[Row]:
     }
     for case in cases:
         inputs = case.inputs()
-        exact = _compiled(case, case.implementations[0], wide(inputs))(*wide(inputs))
+        widened = wide(inputs)
+        exact = _compiled(case, case.implementations[0], widened)(*widened)
+        del widened  # the memory is wanted
         for name in case.implementations:
             if refusals[name] is not None:
                 yield Row(case, name, refusal=refusals[name])
@@ -90,18 +93,10 @@ def largest_error(found: Any, exact: Any) -> float:
     return max(float(x) for x in errors)
 
 
-def samples(call: Callable, inputs: tuple) -> tuple[float, ...]:
+def samples(call: Callable, inputs: tuple, *, count: int = SAMPLES) -> tuple[float, ...]:
     """Seconds of a call in each sample, after a first run that sets their length."""
-    calls = max(1, round(CALLS_S / _seconds(call, inputs, 3)))
-    return tuple(_seconds(call, inputs, calls) for _ in range(SAMPLES))
-
-
-def _seconds(call: Callable, inputs: tuple, calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        result = call(*inputs)
-    jax.block_until_ready(result)
-    return (time.perf_counter() - start) / calls
+    calls = max(1, round(CALLS_S / seconds(call, *inputs, repeats=3)))
+    return tuple(seconds(call, *inputs, repeats=calls) for _ in range(count))
 
 
 def show(console: Console, rows: Iterator[Row], hw: Hardware | None) -> list[Row]:
@@ -140,9 +135,8 @@ def roof(case: Case, hw: Hardware) -> float:
 
 def choices(rows: list[Row], kind: str) -> Iterator[str]:
     """Lines for ``kernels/measured.yaml``: the cases that decide, with all that ran."""
-    for case in dict.fromkeys(row.case.what for row in rows if row.case.shape and row.times):
-        ran = [row for row in rows if row.case.what == case and row.times]
+    deciding = (row for row in rows if row.case.shape and row.times)
+    for case, ran in itertools.groupby(deciding, key=lambda row: row.case):
         times = ", ".join(f"{row.implementation}: {row.median * 1e3:.3g}" for row in ran)
-        sizes = ", ".join(f"{letter}: {size}" for letter, size in ran[0].case.shape.items())
-        kernel = ran[0].case.kernel
-        yield f"- {{kernel: {kernel}, gpu: {kind}, shape: {{{sizes}}}, ms: {{{times}}}}}"
+        sizes = ", ".join(f"{letter}: {size}" for letter, size in case.shape.items())
+        yield f"- {{kernel: {case.kernel}, gpu: {kind}, shape: {{{sizes}}}, ms: {{{times}}}}}"

@@ -19,7 +19,7 @@ from teukenjax.model.layers import Block, Norm, Weight, embed, rope_angles, weig
 from teukenjax.model.product import WithCopy
 from teukenjax.model.remat import rematerialised
 from teukenjax.recipe import ComputeConfig, KernelsConfig, ModelConfig, ShardingConfig
-from teukenjax.sharding import Layout, WeightSpec, abstract_layout, make_layout
+from teukenjax.sharding import Layout, WeightSpec, abstract_layout, is_spec, make_layout
 
 REFERENCE = KernelsConfig(**dict.fromkeys(KernelsConfig.model_fields, "reference"))
 
@@ -232,7 +232,7 @@ class Functional:
             is_matrix = spec.role == "hidden"
             return self.layout.gather(weight, spec.axes, self.compute.dtype) if is_matrix else None
 
-        return jax.tree.map(copy, self.specs["layers"], trained["layers"], is_leaf=_is_spec)
+        return jax.tree.map(copy, self.specs["layers"], trained["layers"], is_leaf=is_spec)
 
     def bind(self, params: dict, copies: dict | None = None) -> Teuken:
         """The module with these parameters, and the copies that were made of them."""
@@ -252,10 +252,6 @@ def _with_copy(copy: Array | None, owner: Array) -> Array | WithCopy:
 
 def _is_none(node: Any) -> bool:
     return node is None
-
-
-def _is_spec(node: Any) -> bool:
-    return isinstance(node, WeightSpec)
 
 
 def _is_weight(node: Any) -> bool:

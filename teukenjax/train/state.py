@@ -22,7 +22,7 @@ from teukenjax.optim.build import build_optimizer, gradient_start, is_light
 from teukenjax.optim.guard import guard
 from teukenjax.optim.schedules import schedule
 from teukenjax.recipe import ComputeConfig, Recipe
-from teukenjax.sharding import Layout, WeightSpec, tree_shardings
+from teukenjax.sharding import Layout, is_spec, tree_shardings
 
 
 class TrainState(NamedTuple):
@@ -64,7 +64,7 @@ class Program:
         )
         self.placed = Placement.of(self.model, layout)
         trained, _ = self.model.split(self.model.specs)
-        self.leaf_specs = jax.tree.map(leaf_spec, trained, is_leaf=_is_spec)
+        self.leaf_specs = jax.tree.map(leaf_spec, trained, is_leaf=is_spec)
         self.optimizer = self._optimizer(self.learning_rate)
         self.gradient_start = gradient_start(recipe.optimizer)
 
@@ -163,7 +163,3 @@ def build_model(recipe: Recipe, compute: ComputeConfig, layout: Layout) -> Model
     if recipe.sft is not None and recipe.sft.neftune is not None:
         model = Noisy(model, alpha=recipe.sft.neftune, seed=recipe.seed)
     return model
-
-
-def _is_spec(node: Any) -> bool:
-    return isinstance(node, WeightSpec)
