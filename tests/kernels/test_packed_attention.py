@@ -198,7 +198,7 @@ def test_a_remat_policy_that_keeps_attention_does_not_run_it_again(policy, kerne
     def layer(q, k, v):
         return attention(q, k, v, implementation="pallas")
 
-    kept = rematerialised(layer, policy, attention="pallas")
+    kept = rematerialised(layer, policy, attention="pallas", scanned=True)
     traced = on_an_h100(lambda q, k, v, d: passes(kept, q, k, v, d), *teuken(1, 256))
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("mosaic_gpu_v2") == kernels

@@ -7,11 +7,12 @@ import functools
 
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
-from tiny import one_device
+from tiny import model_of, one_device, tiny_config
 
 from teukenjax.kernels import hopper
 from teukenjax.kernels.cross_entropy import linear_cross_entropy
@@ -206,7 +207,7 @@ TEUKEN = {  # each kernel at the shapes of Teuken-7B
         [bf16(2048, 4096), bf16(3920, 4096), jax.ShapeDtypeStruct((), jnp.int32)],
     ),
     "norm": (
-        lambda x, g: norm.forward(x, x, g, EPSILON),
+        lambda x, g: norm.forward(x, g, EPSILON),
         [bf16(16_384, 4096), jax.ShapeDtypeStruct((4096,), jnp.float32)],
     ),
     "norm, backward": (
@@ -225,3 +226,41 @@ def test_every_kernel_lowers_for_an_h100(name):
         traced = jax.jit(functools.partial(function)).trace(*shapes)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "mosaic_gpu" in text
+
+
+def products_of_a_step(**compute) -> int:
+    """Matrix products in the loss and its gradient of a model in bf16, as traced."""
+    kernels = {"attention": "pallas", "cross_entropy": "reference", "symmetric_matmul": "reference"}
+    kernels |= {"rms_norm": compute.pop("rms_norm")}
+    config = tiny_config(width=1024, head_dim=128, context=64)
+    choice = {"dtype": "bfloat16", "remat": "save_projections", "kernels": kernels}
+    model = model_of(config, unroll=config.layers, **(choice | compute))
+    tokens = jax.ShapeDtypeStruct((1, config.context + 1), jnp.int32)
+    weights = jax.ShapeDtypeStruct((1, config.context), jnp.float32)
+
+    def loss(params, tokens, weights):
+        return model.bind(params).loss(tokens, weights)[0]
+
+    return products_in(jax.make_jaxpr(jax.grad(loss))(model.abstract, tokens, weights).jaxpr)
+
+
+def products_in(jaxpr) -> int:
+    inner = (
+        products_in(sub)
+        for eqn in jaxpr.eqns
+        for sub in jax.extend.core.jaxprs_in_params(eqn.params)
+    )
+    return sum(eqn.primitive.name == "dot_general" for eqn in jaxpr.eqns) + sum(inner)
+
+
+def test_what_is_kept_for_the_backward_pass_is_not_multiplied_again(monkeypatch):
+    """A norm that is recomputed must not need the product whose sum was kept."""
+    monkeypatch.setattr(hopper, "processors", lambda: 132)
+    layers = 3
+    plain = products_of_a_step(rms_norm="reference", remat="none")
+    assert plain > layers * 3 * 7
+    for implementation in ("reference", "pallas"):
+        assert products_of_a_step(rms_norm=implementation) == plain
+        assert products_of_a_step(rms_norm=implementation, remat="save_attention") == (
+            plain + layers * 2  # gate and up
+        )

@@ -176,8 +176,15 @@ def test_loss_at_a_position_ignores_later_tokens_and_depends_on_earlier_ones():
 
 @pytest.mark.parametrize(
     "compute",
-    [{"remat": "full"}, {"remat": "save_attention"}, {"remat": "save_projections"}, {"unroll": 3}],
-    ids=lambda compute: "=".join(map(str, *compute.items())),
+    [
+        {"remat": "full"},
+        {"remat": "save_attention"},
+        {"remat": "save_projections"},
+        {"unroll": 2},
+        {"unroll": 3},
+        {"remat": "save_attention", "unroll": 3},
+    ],
+    ids=lambda compute: ",".join(f"{key}={value}" for key, value in compute.items()),
 )
 def test_remat_and_unroll_change_no_gradient(compute):
     """The same operations, fused and ordered otherwise by the compiler."""

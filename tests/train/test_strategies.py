@@ -13,6 +13,7 @@ from teukenjax.train.state import Program
 from teukenjax.train.step import make_train_step
 
 STEPS = 5
+ALL_LAYERS = 2
 LEARNING_RATE = {"scion": 2e-4, "adamw": 3e-3}
 STRATEGIES = {
     "ddp": {"strategy": "ddp"},
@@ -73,11 +74,13 @@ def test_weights_gathered_once_a_step_are_the_same_weights(strategy, make_recipe
             make_recipe(
                 optimizer={"name": "adamw", "learning_rate": LEARNING_RATE["adamw"]},
                 sharding=STRATEGIES[strategy],
-                compute={"dtype": "bfloat16", "head_chunk": 16, "gather": gather},
+                compute={"dtype": "bfloat16", "head_chunk": 16, "gather": gather, "unroll": unroll},
             ),
             tokens,
             jax.devices(),
         )
-        for gather in ("layer", "step")
+        for gather, unroll in (("layer", 1), ("step", 1), ("step", ALL_LAYERS))
     ]
-    np.testing.assert_array_equal(*curves)
+    np.testing.assert_array_equal(curves[0], curves[1])
+    # Written out, a layer's fusions round elsewhere: the last bits of bf16.
+    np.testing.assert_allclose(curves[0], curves[2], rtol=2e-3)

@@ -20,11 +20,11 @@ from teukenjax.sharding import Layout
 class WithCopy(NamedTuple):
     """A weight, and what it is computed with: cast and gathered before, for several products.
 
-    The gradient is the owner's alone.
+    The gradient is the owner's alone. Of stacked layers, the copy may be a tuple of theirs.
     """
 
     owner: Float[Array, "..."]
-    copy: Float[Array, "..."]
+    copy: Float[Array, "..."] | tuple[Float[Array, "..."], ...]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
@@ -63,6 +63,8 @@ def _backward(equation, axes, layout, residuals, dy):
     dx = jnp.einsum(f"{out},{of_weight}->{of_x}", dy, whole)
     equation = f"{of_x},{out}->{of_weight}"
     dw = jnp.einsum(equation, x, dy, preferred_element_type=jnp.float32)
+    # Without loops XLA would put all weights' gradients off to the end, and keep their factors.
+    dx, dw = jax.lax.optimization_barrier((dx, dw))
     dw = layout.reduce(dw, axes)
     return dx, WithCopy(dw, None) if isinstance(weight, WithCopy) else dw
 

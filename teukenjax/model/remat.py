@@ -33,13 +33,15 @@ POLICIES = {
 }
 
 
-def rematerialised(layer: Callable, policy: str, *, attention: str) -> Callable:
+def rematerialised(layer: Callable, policy: str, *, attention: str, scanned: bool) -> Callable:
     """The layer with its remat policy; "none" leaves it as it is.
 
     Args:
-      layer: a pure function, to be scanned over.
+      layer: a pure function.
       policy: a key of ``POLICIES``, or "none".
       attention: the implementation that the layer runs.
+      scanned: it will be the body of a scan, which keeps XLA from merging the two passes;
+        otherwise barriers do.
     """
     if policy == "none":
         return layer
@@ -47,8 +49,7 @@ def rematerialised(layer: Callable, policy: str, *, attention: str) -> Callable:
     if attention == "pallas":  # which names its output itself, with the statistics
         chosen = Policy(*(_renamed(names) for names in (chosen.saved, chosen.offloaded)))
     keep = _keeps_cudnn if attention == "cudnn" and "attention" in chosen.saved else _by_name
-    # The scan already keeps XLA from merging the two passes (prevent_cse's purpose).
-    return jax.checkpoint(layer, policy=keep(chosen), prevent_cse=False)
+    return jax.checkpoint(layer, policy=keep(chosen), prevent_cse=not scanned)
 
 
 def _renamed(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -121,7 +121,7 @@ class Teuken(nnx.Module):
         return rope_angles(positions, head_dim=self.config.head_dim, theta=self.config.rope_theta)
 
     def _run(self, layer, x, per_layer):
-        """Scans ``layer(block, x, slice of per_layer) → x, output`` over the blocks."""
+        """Runs ``layer(block, x, slice of per_layer) → x, output`` over the blocks."""
         graph, stacked = nnx.split(self.layers)
 
         def body(x, inputs):
@@ -129,8 +129,29 @@ class Teuken(nnx.Module):
             return layer(nnx.merge(graph, weights), x, piece)
 
         compute = self.compute
-        body = rematerialised(body, compute.remat, attention=compute.kernels.attention)
-        return jax.lax.scan(body, x, (stacked, per_layer), unroll=compute.unroll)
+        scanned = compute.unroll < self.config.layers
+        body = rematerialised(
+            body, compute.remat, attention=compute.kernels.attention, scanned=scanned
+        )
+        if scanned:
+            return jax.lax.scan(body, x, (stacked, per_layer), unroll=compute.unroll)
+        return _written_out(body, x, (stacked, per_layer), self.config.layers)
+
+
+def _written_out(body, x, inputs, layers: int):
+    """What ``lax.scan`` computes, with no stacks of what a layer leaves for its backward pass."""
+    outputs = []
+    for layer in range(layers):
+        slices = jax.tree.map(lambda leaf, at=layer: _at(leaf, at), inputs, is_leaf=_is_with_copy)
+        x, output = body(x, slices)
+        outputs.append(output)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+def _at(leaf: Array | WithCopy, layer: int) -> Array | WithCopy:
+    if isinstance(leaf, WithCopy):
+        return WithCopy(_at(leaf.owner, layer), leaf.copy[layer])
+    return jax.lax.index_in_dim(leaf, layer, keepdims=False)
 
 
 def _stacked_blocks(config, compute, layout, init, residual_init, rngs) -> Block:
@@ -228,16 +249,23 @@ class Functional:
         if self.compute.gather == "layer":
             return None
 
-        def copy(spec: WeightSpec, weight: Array) -> Array | None:
-            is_matrix = spec.role == "hidden"
-            return self.layout.gather(weight, spec.axes, self.compute.dtype) if is_matrix else None
+        def gather(weight: Array, axes: tuple[str, ...]) -> Array:
+            return self.layout.gather(weight, axes, self.compute.dtype)
+
+        def copy(spec: WeightSpec, weight: Array) -> Array | tuple[Array, ...] | None:
+            if spec.role != "hidden":
+                return None
+            if self.compute.unroll < self.config.layers:
+                return gather(weight, spec.axes)
+            # A product would read a slice of a stack from a second copy of it.
+            return tuple(gather(_at(weight, i), spec.axes[1:]) for i in range(len(weight)))
 
         return jax.tree.map(copy, self.specs["layers"], trained["layers"], is_leaf=is_spec)
 
     def bind(self, params: dict, copies: dict | None = None) -> Teuken:
         """The module with these parameters, and the copies that were made of them."""
         if copies is not None:
-            layers = jax.tree.map(_with_copy, copies, params["layers"], is_leaf=_is_none)
+            layers = jax.tree.map(_with_copy, copies, params["layers"], is_leaf=_is_copy)
             params = params | {"layers": layers}
         return nnx.merge(self._graph, nnx.State(params))
 
@@ -246,12 +274,16 @@ class Functional:
         return nnx.merge(self._block, nnx.State(weights))
 
 
-def _with_copy(copy: Array | None, owner: Array) -> Array | WithCopy:
+def _with_copy(copy: Array | tuple[Array, ...] | None, owner: Array) -> Array | WithCopy:
     return owner if copy is None else WithCopy(owner, copy)
 
 
-def _is_none(node: Any) -> bool:
-    return node is None
+def _is_copy(node: Any) -> bool:
+    return node is None or isinstance(node, tuple)
+
+
+def _is_with_copy(node: Any) -> bool:
+    return isinstance(node, WithCopy)
 
 
 def _is_weight(node: Any) -> bool:

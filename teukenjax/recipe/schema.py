@@ -239,7 +239,7 @@ class ComputeConfig(Section):
         "offload_projections",
         "offload_attention",
     ] = "full"  # see model.remat
-    unroll: PositiveInt = 1  # layers per iteration of the scan
+    unroll: PositiveInt = 1  # layers per iteration of the scan; with all of them there is none
     # When a layer's matrices are cast and gathered: in each of its passes, or once a step, which
     # takes 2 bytes a parameter on every device and saves a gather per pass and micro-batch.
     gather: Literal["layer", "step"] = "layer"

@@ -1,7 +1,7 @@
 """What a block calls: a sum of the residual stream, and its norm.
 
-The stream goes through here and out again, so that a kernel can add what comes in (the residual)
-and, backward, what its other use sends back (dh), in the pass that it makes anyway.
+The stream goes through here and out again, so that a kernel can add, backward, what its other use
+sends back (dh), in the pass that it makes anyway.
 """
 
 import functools
@@ -55,16 +55,15 @@ def add_rms_norm(
     Raises:
       ValueError: for what ``pallas`` does not take.
     """
+    h = x if residual is None else layout.constrain_batch(x + residual)
+    # A kernel that also added would run again for its norm, and the residual's product before it.
+    h = checkpoint_name(h, saved_as) if saved_as else h
     if implementation == "reference":
-        h = x if residual is None else layout.constrain_batch(x + residual)
-        h = checkpoint_name(h, saved_as) if saved_as else h
         return h, reference_rms_norm(h, gain, epsilon)
-    why = refusal(dtype=str(x.dtype), width=x.shape[-1], gain=gain is not None)
+    why = refusal(dtype=str(h.dtype), width=h.shape[-1], gain=gain is not None)
     if why is not None:
         raise ValueError(f"add_rms_norm: pallas cannot run: {why}")
-    if residual is None:
-        return _keep_norm(x, gain, epsilon, layout)
-    return _add_norm(x, residual, gain, epsilon, layout, saved_as)
+    return _keep_norm(h, gain, epsilon, layout)
 
 
 def rms_norm(
@@ -78,7 +77,7 @@ def rms_norm(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _norm(x, gain, epsilon, layout):
-    return _forward(x, None, gain, epsilon, layout)[1]
+    return _forward(x, gain, epsilon, layout)
 
 
 def _norm_forward(x, gain, epsilon, layout):
@@ -94,7 +93,7 @@ _norm.defvjp(_norm_forward, _norm_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _keep_norm(x, gain, epsilon, layout):
-    return x, _forward(x, None, gain, epsilon, layout)[1]
+    return x, _forward(x, gain, epsilon, layout)
 
 
 def _keep_norm_forward(x, gain, epsilon, layout):
@@ -108,39 +107,19 @@ def _keep_norm_backward(epsilon, layout, saved, cotangents):
 _keep_norm.defvjp(_keep_norm_forward, _keep_norm_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _add_norm(x, residual, gain, epsilon, layout, saved_as):
-    return _forward(x, residual, gain, epsilon, layout)
-
-
-def _add_norm_forward(x, residual, gain, epsilon, layout, saved_as):
-    h, y = _forward(x, residual, gain, epsilon, layout)
-    h = checkpoint_name(h, saved_as)
-    return (h, y), (h, gain)
-
-
-def _add_norm_backward(epsilon, layout, saved_as, saved, cotangents):
-    dx, d_gain = _backward(*saved, *cotangents, epsilon, layout)
-    return dx, dx, d_gain
-
-
-_add_norm.defvjp(_add_norm_forward, _add_norm_backward)
-
-
-def _forward(x, residual, gain, epsilon, layout: Layout):
+def _forward(x, gain, epsilon, layout: Layout):
     from teukenjax.kernels.rms_norm import pallas
 
-    def local(x, residual, gain):
-        rows = (None if a is None else a.reshape(-1, a.shape[-1]) for a in (x, residual))
-        return tuple(out.reshape(x.shape) for out in pallas.forward(*rows, gain, epsilon))
+    def local(x, gain):
+        return pallas.forward(x.reshape(-1, x.shape[-1]), gain, epsilon).reshape(x.shape)
 
     return jax.shard_map(
         local,
         mesh=layout.mesh,
-        in_specs=(STATES, STATES, P()),
-        out_specs=(STATES, STATES),
+        in_specs=(STATES, P()),
+        out_specs=STATES,
         check_vma=False,
-    )(x, residual, gain)
+    )(x, gain)
 
 
 def _backward(h, gain, dh, dy, epsilon, layout: Layout):

@@ -20,21 +20,11 @@ FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 6, 2  # on each SM at a time, as registers
 
 
 def forward(
-    x: Float[Array, "T D"],
-    residual: Float[Array, "T D"] | None,
-    gain: Float[Array, " D"],
-    epsilon: float,
-) -> tuple[Float[Array, "T D"], Float[Array, "T D"]]:
-    """h = x + residual (x itself without one), and h / rms(h) · gain."""
-    like_x = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    adds = residual is not None
-    kernel = _kernel(
-        functools.partial(_forward, epsilon=epsilon, adds=adds),
-        [like_x, like_x] if adds else [like_x],
-        FORWARD_PROGRAMS,
-    )
-    out = kernel(x, residual, gain) if adds else kernel(x, gain)
-    return tuple(out) if adds else (x, out[0])
+    x: Float[Array, "T D"], gain: Float[Array, " D"], epsilon: float
+) -> Float[Array, "T D"]:
+    """x / rms(x) · gain."""
+    body = functools.partial(_forward, epsilon=epsilon)
+    return _kernel(body, jax.ShapeDtypeStruct(x.shape, x.dtype), FORWARD_PROGRAMS)(x, gain)
 
 
 def backward(
@@ -77,21 +67,16 @@ def _load(gmem, *at):
     )
 
 
-def _forward(x_gmem, *rest, epsilon, adds):
-    residual_gmem, gain_gmem, *outs = rest if adds else (None, *rest)
+def _forward(x_gmem, gain_gmem, y_gmem, *, epsilon):
     T, D = x_gmem.shape
     gain = _load(gain_gmem)
 
     @plgpu.nd_loop((T,), collective_axes="program")
     def _row(loop: plgpu.NDLoopInfo):
         (row,) = loop.index
-        h = _load(x_gmem, row)
-        if adds:
-            h = (h + _load(residual_gmem, row)).astype(x_gmem.dtype)
-            outs[0][row] = h
-            h = h.astype(jnp.float32)
-        scale = lax.rsqrt(jnp.sum(h * h) / D + epsilon)
-        outs[-1][row] = (h * scale * gain).astype(x_gmem.dtype)
+        x = _load(x_gmem, row)
+        scale = lax.rsqrt(jnp.sum(x * x) / D + epsilon)
+        y_gmem[row] = (x * scale * gain).astype(y_gmem.dtype)
 
 
 def _backward(h_gmem, dy_gmem, *rest, epsilon, adds):
