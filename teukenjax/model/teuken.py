@@ -151,7 +151,9 @@ def _written_out(body, x, inputs, layers: int):
 def _at(leaf: Array | WithCopy, layer: int) -> Array | WithCopy:
     if isinstance(leaf, WithCopy):
         return WithCopy(_at(leaf.owner, layer), leaf.copy[layer])
-    return jax.lax.index_in_dim(leaf, layer, keepdims=False)
+    # Gradients are added where this reads. XLA does that in place where it cannot see the index.
+    index = jax.lax.optimization_barrier(jnp.int32(layer))
+    return jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
 
 
 def _stacked_blocks(config, compute, layout, init, residual_init, rngs) -> Block:
