@@ -4,12 +4,13 @@ A change that gathers once more, sums in another precision or keeps another arra
 that makes the program better does too: then the numbers below are to be written anew.
 """
 
+import re
 from collections import Counter
 
 import pytest
 
 from teukenjax.hardware import named
-from teukenjax.planner.compiled import compile_step
+from teukenjax.planner.compiled import abstract_step, compile_step
 from teukenjax.recipe import load
 
 pytestmark = pytest.mark.compiler
@@ -49,3 +50,31 @@ def test_the_step_of_teuken_7b_sends_and_keeps_what_it_did(devices):
     assert {kind: (count[kind], round(sent[kind], 2)) for kind in count} == collectives
     # The order of instructions, and with it the peak, varies a little with the compiler's threads.
     assert made.temporary / 2**30 == pytest.approx(temporary, rel=0.02)
+
+
+def test_layers_written_out_add_their_gradients_in_place():
+    """Added into a copy of the stack instead, they took a seventh of a step of 32 layers."""
+    layers = 4
+    recipe = load(
+        "configs/recipes/teuken-7b.yaml",
+        [
+            SCION,
+            f"model.layers={layers}",
+            "model.vocab_size=8192",
+            "batch.sequences=4",
+            "batch.accumulation=2",
+            "compute.remat=save_projections",
+            "compute.gather=step",
+            f"compute.unroll={layers}",
+            "telemetry.every=null",
+        ],
+    )
+    text = abstract_step(recipe, named("h100-sxm"), 2).compile().as_text()
+    adds = [
+        fusion
+        for fusion in text.split("\n\n")
+        if re.search(r"ROOT \S+ = f32\[.* dynamic-update-slice\(", fusion) and " add(" in fusion
+    ]
+    assert len(adds) >= layers * 7
+    # XLA takes the old value and the new one for the same place only if both indices are dynamic.
+    assert not [fusion for fusion in adds if not re.search(r" dynamic-slice\(", fusion)]

@@ -133,7 +133,8 @@ class Linear(nnx.Module):
 
     def product(self, equation: str, x: Array, w: Weight) -> Array:
         """einsum of an activation with a weight of this layer, in the activation's dtype."""
-        return product(equation, x, w.get_value(), w.spec.axes, self.layout)
+        scanned = self.compute.scans(self.config.layers)
+        return product(equation, x, w.get_value(), w.spec.axes, self.layout, scanned)
 
     def inner_norm(self, x: Array, *, over: int = 1) -> Array:
         """The gain-free norm in front of a linear map when the model has norms everywhere.

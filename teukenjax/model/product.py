@@ -27,13 +27,14 @@ class WithCopy(NamedTuple):
     copy: Float[Array, "..."] | tuple[Float[Array, "..."], ...]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4, 5))
 def product(
     equation: str,
     x: Float[Array, "..."],
     weight: Float[Array, "..."] | WithCopy,
     axes: tuple[str, ...],
     layout: Layout,
+    scanned: bool,
 ) -> Float[Array, "..."]:
     """einsum(equation, x, weight) in the dtype of ``x``, accumulated in fp32.
 
@@ -43,6 +44,7 @@ def product(
       weight: fp32, placed as parameters are. Its gradient is fp32, placed as gradients are.
       axes: the weight's logical axes.
       layout: mesh and strategy.
+      scanned: the layer is the body of a scan, so its backward pass ends before the next begins.
     """
     return jnp.einsum(equation, x, _whole(weight, axes, x.dtype, layout))
 
@@ -51,11 +53,11 @@ def _whole(weight, axes, dtype, layout):
     return weight.copy if isinstance(weight, WithCopy) else layout.gather(weight, axes, dtype)
 
 
-def _forward(equation, x, weight, axes, layout):
-    return product(equation, x, weight, axes, layout), (x, weight)
+def _forward(equation, x, weight, axes, layout, scanned):
+    return product(equation, x, weight, axes, layout, scanned), (x, weight)
 
 
-def _backward(equation, axes, layout, residuals, dy):
+def _backward(equation, axes, layout, scanned, residuals, dy):
     x, weight = residuals
     operands, out = equation.split("->")
     of_x, of_weight = operands.split(",")
@@ -63,8 +65,9 @@ def _backward(equation, axes, layout, residuals, dy):
     dx = jnp.einsum(f"{out},{of_weight}->{of_x}", dy, whole)
     equation = f"{of_x},{out}->{of_weight}"
     dw = jnp.einsum(equation, x, dy, preferred_element_type=jnp.float32)
-    # Without loops XLA would put all weights' gradients off to the end, and keep their factors.
-    dx, dw = jax.lax.optimization_barrier((dx, dw))
+    if not scanned:
+        # XLA would put all layers' gradients off to the end, and keep their factors until then.
+        dx, dw = jax.lax.optimization_barrier((dx, dw))
     dw = layout.reduce(dw, axes)
     return dx, WithCopy(dw, None) if isinstance(weight, WithCopy) else dw
 

@@ -129,7 +129,7 @@ class Teuken(nnx.Module):
             return layer(nnx.merge(graph, weights), x, piece)
 
         compute = self.compute
-        scanned = compute.unroll < self.config.layers
+        scanned = compute.scans(self.config.layers)
         body = rematerialised(
             body, compute.remat, attention=compute.kernels.attention, scanned=scanned
         )
@@ -257,7 +257,7 @@ class Functional:
         def copy(spec: WeightSpec, weight: Array) -> Array | tuple[Array, ...] | None:
             if spec.role != "hidden":
                 return None
-            if self.compute.unroll < self.config.layers:
+            if self.compute.scans(self.config.layers):
                 return gather(weight, spec.axes)
             # A product would read a slice of a stack from a second copy of it.
             return tuple(gather(_at(weight, i), spec.axes[1:]) for i in range(len(weight)))

@@ -249,6 +249,10 @@ class ComputeConfig(Section):
     flags: str = "default"  # what XLA and the process are told: a set of configs/flags.yaml
     xla_flags: dict[str, bool | int | str] = {}  # besides or instead of the set's, one by one
 
+    def scans(self, layers: int) -> bool:
+        """Whether the layers are the body of a scan, not written out one after the other."""
+        return self.unroll < layers
+
 
 class CheckpointConfig(Section):
     """When to save and what to keep."""
