@@ -1,12 +1,14 @@
 """Rows of the data sets as questions, and what is said of those that are not there."""
 
+import logging
+
 import local_tasks
 import pytest
 
 from teukenjax.data.chat.template import system_sentences
 from teukenjax.errors import UserError
 from teukenjax.evaluate.questions import KINDS, WORDS
-from teukenjax.evaluate.suite import Questions
+from teukenjax.evaluate.suite import Questions, load_suite
 
 
 def test_every_language_has_its_words():
@@ -112,3 +114,21 @@ def of_one_split(*, shots: int):
     """ARC whose examples come from the questions that are asked."""
     task = {"kind": "arc", "split": "test", "shots": shots, "metric": "acc"}
     return local_tasks.suite(languages=("de",), tasks={"arc": task})
+
+
+def test_a_hub_that_is_not_reached_is_one_line(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    hub, warned = logging.getLogger("huggingface_hub"), []
+    hub.setLevel(logging.WARNING)  # as it is when nobody has asked yet
+
+    def unreachable(*_, **__):
+        warned.append(hub.isEnabledFor(logging.WARNING))
+        raise ConnectionError("no\nnetwork")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(
+        UserError, match=r"challenge_DE cannot be loaded: no network: give"
+    ) as error:
+        Questions(load_suite("eu21"))("arc", "de", "test")
+    assert "\n" not in str(error.value)
+    assert warned == [False]

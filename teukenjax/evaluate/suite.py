@@ -5,6 +5,7 @@ have the keys of the data sets on the hub.
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -184,6 +185,8 @@ class Questions:
     def _from_hub(self, name: str, language: str, split: str) -> list[dict[str, Any]]:
         import datasets
 
+        # It warns of each try to reach the hub; that it was in vain is said once, below.
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         task = self.suite.tasks[name]
         hub = task.data(language)
         english = task.english_split if language == "en" and split == task.split else None
