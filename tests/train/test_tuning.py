@@ -14,9 +14,10 @@ from teukenjax.errors import UserError
 from teukenjax.interop import export_run
 from teukenjax.model.lora import Adapted
 from teukenjax.recipe import to_yaml
-from teukenjax.run import load_run
+from teukenjax.run import RunDirectory, load_run
 from teukenjax.train.loop import Run, train
 from teukenjax.train.metrics import read_metrics
+from teukenjax.train.report import print_next
 from teukenjax.train.tuning import TuningSource, tune
 
 
@@ -134,6 +135,21 @@ def test_a_recipe_as_base_is_trained_first(make_recipe, make_sft, tmp_path):
     assert load_run(recipe.out).step == 2
 
 
+def test_what_is_printed_next_is_of_tuning(make_sft, make_recipe, tmp_path):
+    for recipe, expected in (
+        (make_sft(), ["chat {run} --language de", "sft {run}/recipe.yaml steps=8"]),
+        (
+            make_recipe("text", steps=3),
+            ["generate {run} --prompt", "train {run}/recipe.yaml steps=6"],
+        ),
+    ):
+        run = RunDirectory(recipe).path
+        screen = io.StringIO()
+        print_next(Console(file=screen), run)
+        for command in (*expected, "export {run} {run}/hf"):
+            assert f"uv run teukenjax {command.format(run=run)}" in screen.getvalue()
+
+
 def test_mistakes_are_said_in_one_line(make_sft, make_recipe, console):
     model = make_sft().model.model_dump() | {"ffn": 48}
     with pytest.raises(UserError, match=r"model.ffn=48: sft.base .* has 64"):
@@ -142,6 +158,13 @@ def test_mistakes_are_said_in_one_line(make_sft, make_recipe, console):
         Run(make_sft("b", sft={"base": None}), console, TuningSource)
     with pytest.raises(UserError, match=r"has no section sft: it is one for `teukenjax train`"):
         tune(make_recipe("c"), console)
+    with pytest.raises(UserError, match=r"has a section sft: it is one for `teukenjax sft`"):
+        train(make_sft("e"), console)
+    short = make_sft().model.model_dump() | {"context": 8}
+    with pytest.raises(
+        UserError, match=r"no conversation is left .* 16 longer than model.context=8"
+    ):
+        Run(make_sft("f", model=short, sft={"too_long": "skip"}), console, TuningSource)
     short = make_sft().model.model_dump() | {"context": 16}
     with pytest.raises(UserError, match=r"chat.jsonl:\d+: the conversation has"):
         Run(make_sft("d", model=short), console, TuningSource)
