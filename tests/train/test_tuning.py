@@ -11,10 +11,11 @@ from rich.console import Console
 
 from teukenjax.checkpoint import Checkpoints
 from teukenjax.errors import UserError
+from teukenjax.evaluate.command import token_shares
 from teukenjax.interop import export_run
 from teukenjax.model.lora import Adapted
 from teukenjax.recipe import to_yaml
-from teukenjax.run import RunDirectory, load_run
+from teukenjax.run import LoadedRun, RunDirectory, load_run
 from teukenjax.train.loop import Run, train
 from teukenjax.train.metrics import read_metrics
 from teukenjax.train.report import print_next
@@ -148,6 +149,20 @@ def test_what_is_printed_next_is_of_tuning(make_sft, make_recipe, tmp_path):
         print_next(Console(file=screen), run)
         for command in (*expected, "export {run} {run}/hf"):
             assert f"uv run teukenjax {command.format(run=run)}" in screen.getvalue()
+
+
+def test_gaps_ask_for_the_run_that_a_tuned_one_began_with(make_recipe, make_sft, base, tmp_path):
+    file = tmp_path / "first.yaml"
+    file.write_text(to_yaml(make_recipe("first")))
+    for given, told in (
+        (str(base), f"give the run that it began with, {base}"),
+        (str(file), f"give the run that it began with, {tmp_path / 'first'}"),
+        (None, "it began with none"),
+    ):
+        tuned = LoadedRun(tmp_path, make_sft(sft={"base": given}), None, None, {}, 4)
+        with pytest.raises(UserError) as error:
+            token_shares(tuned)
+        assert str(error.value) == f"--gaps: {tmp_path} was tuned on conversations: {told}"
 
 
 def test_mistakes_are_said_in_one_line(make_sft, make_recipe, console):

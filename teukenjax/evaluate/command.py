@@ -30,7 +30,7 @@ from teukenjax.evaluate.tables import (
 )
 from teukenjax.evaluate.text import print_scores, score_text, write_scores
 from teukenjax.infer.layout import decoding_layout
-from teukenjax.recipe import ChatSource, SftConfig
+from teukenjax.recipe import ChatSource, SftConfig, load
 from teukenjax.run import LoadedRun, load_run, write_atomically
 
 ANSWER_TOKENS = 128
@@ -64,10 +64,9 @@ def token_shares(run: LoadedRun) -> dict[str, float]:
     """
     recipe = run.recipe
     if recipe.sft is not None:
-        raise UserError(
-            f"--gaps: {run.path} was tuned on conversations: give the run that it began with, "
-            f"sft.base={recipe.sft.base}"
-        )
+        base = load(recipe.sft.base).out if recipe.sft.base_is_recipe else recipe.sft.base
+        told = "it began with none" if base is None else f"give the run that it began with, {base}"
+        raise UserError(f"--gaps: {run.path} was tuned on conversations: {told}")
     place = Location(recipe.data.store or recipe.out / "store")
     if not place.exists():
         raise UserError(f"--gaps: the token store of {run.path} is not at {place}")
