@@ -143,12 +143,14 @@ def faithful(
 ) -> None:
     """How often the model answers in the language that it is asked in."""
     detector()  # before anything is loaded
-    loaded = load_run(run, layout_of=decoding_layout)
-    form = loaded.recipe.sft.form if loaded.recipe.sft is not None else "plain"
     given = source if source == "toy" else Path(source)
     rows = read_sources(SftConfig(sources=(ChatSource(data=given),)))
-    ask = Answers(loaded.model, loaded.params, loaded.tokenizer, form=form)
     asked = [row for some in rows.train.values() for row in some]
+    if not asked:
+        raise UserError(f"--fidelity {source}: holds no conversation")
+    loaded = load_run(run, layout_of=decoding_layout)
+    form = loaded.recipe.sft.form if loaded.recipe.sft is not None else "plain"
+    ask = Answers(loaded.model, loaded.params, loaded.tokenizer, form=form)
     answers = ask(asked, tokens=ANSWER_TOKENS, batch_tokens=batch_tokens)
     found = fidelity(answers)
     print_fidelity(console, found)
