@@ -102,9 +102,11 @@ def suite(
     model = f"{loaded.path.name} (step {loaded.step})"
     shots = {task: one.shots for task, one in config.tasks.items()}
     content = {"model": model, "suite": name, "limit": limit, "shots": shots}
-    content |= {"shown": shown, "scores": scores}
+    content |= {"cut_prompts": lm.cut_prompts, "shown": shown, "scores": scores}
     out = out or loaded.path / f"eval-{Path(name).stem}-{loaded.step}.json"
     _report(console, content, others, out)
+    if lm.cut_prompts:
+        console.print(lm.cut_said, highlight=False)
 
 
 def _report(console: Console, content: dict[str, Any], others: dict, out: Path) -> None:
