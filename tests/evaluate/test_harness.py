@@ -151,7 +151,7 @@ def test_generation_follows_the_parameters_that_are_asked(mine, case, tokenizer)
 
 
 def test_prompts_that_do_not_fit_are_counted_once_and_choices_that_do_not_are_refused(
-    case, tokenizer
+    case, tokenizer, capsys
 ):
     lm = ours(case, tokenizer)
     long = (SAMPLE / "fi.txt").read_text()[:6000]
@@ -165,6 +165,7 @@ def test_prompts_that_do_not_fit_are_counted_once_and_choices_that_do_not_are_re
     assert lm.cut_said.startswith("2 prompts did not fit in the model's context of 512 tokens")
     lm.loglikelihood_rolling(requests("loglikelihood_rolling", (long,)))
     assert lm.cut_prompts == 2  # windows fit
+    assert "Tokenizing" not in capsys.readouterr().err  # no bar where there is no terminal
     with pytest.raises(UserError, match=r"a choice of \d+ tokens does not fit in .* 512 tokens"):
         lm.loglikelihood(requests("loglikelihood", ("Q", long)))
 

@@ -11,6 +11,7 @@ sequences never exist.
 
 import collections
 import functools
+import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -73,6 +74,10 @@ class TeukenLM(TemplateLM):
         """The tokenizer adds nothing at either end, whatever is asked for."""
         del add_special_tokens, kwargs
         return self.encoder.encode(string)
+
+    def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As the harness's own, which draws a bar also where nobody sees it move."""
+        return super().loglikelihood(requests, disable_tqdm or not sys.stderr.isatty())
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """ln p of whole texts, each window of a long one after the last token before it."""

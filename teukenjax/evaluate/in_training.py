@@ -1,7 +1,5 @@
 """A suite's benchmarks while a run goes on: the numbers of ``teukenjax eval --suite``."""
 
-import os
-import sys
 from collections.abc import Callable
 
 import jax
@@ -19,8 +17,6 @@ MISSING = "is not installed: uv sync --extra eval"
 
 def import_harness():
     """The two files that import the harness; a UserError where it is not installed."""
-    if not sys.stderr.isatty():  # it draws a bar for each task and language
-        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         from teukenjax.evaluate import benchmarks, harness
     except ModuleNotFoundError as error:
