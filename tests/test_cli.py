@@ -1,6 +1,9 @@
 """The command line: what it offers, and how it answers mistakes."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import typer.main
@@ -82,6 +85,22 @@ def test_the_surface_grows_only_on_purpose():
         commands |= {f"{outer} {name}": command for name, command in nested.items()}
     found = {name: {p.name for p in command.params} for name, command in commands.items()}
     assert found == VERBS
+
+
+def test_where_nobody_watches_libraries_draw_no_bars():
+    """Their bars are tqdm's, whichever library imports it first."""
+    script = """
+from teukenjax import cli
+try:
+    cli.main()
+except SystemExit:
+    from tqdm import tqdm
+    list(tqdm([1]))
+"""
+    env = {key: value for key, value in os.environ.items() if key != "TQDM_DISABLE"}
+    command = [sys.executable, "-c", script, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.stderr == ""
 
 
 def test_print_shows_the_resolved_recipe_and_makes_nothing(call, recipe, tmp_path):

@@ -3,10 +3,13 @@
 import importlib.util
 
 import pytest
+from rich.console import Console
 
 from teukenjax.data.chat.sources import read_sources
 from teukenjax.data.prepare import SAMPLE
+from teukenjax.errors import UserError
 from teukenjax.evaluate.answers import Answer
+from teukenjax.evaluate.command import faithful
 from teukenjax.evaluate.fidelity import MALTESE, detector, fidelity, total
 from teukenjax.recipe import ChatSource, SftConfig
 
@@ -48,3 +51,13 @@ def test_fidelity_counts_languages_and_ends():
     assert found == {"de": (2, 1, 1), "en": (2, 1, 2)}
     assert total(found) == (4, 2, 3)
     assert total(found).share == 0.5
+
+
+@needs_lingua
+def test_questions_that_are_not_there_are_named_before_the_run_is_read(tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    for name, told in (("nope", "nope: no such file"), ("empty.jsonl", "holds no conversation")):
+        with pytest.raises(UserError, match=told) as error:
+            faithful(Console(), tmp_path / "run", str(tmp_path / name), out=None, batch_tokens=64)
+        assert str(tmp_path / name) in str(error.value)
+        assert "sft" not in str(error.value)

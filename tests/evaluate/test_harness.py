@@ -150,6 +150,26 @@ def test_generation_follows_the_parameters_that_are_asked(mine, case, tokenizer)
     assert mine.generate_until(asked) == before
 
 
+def test_prompts_that_do_not_fit_are_counted_once_and_choices_that_do_not_are_refused(
+    case, tokenizer, capsys
+):
+    lm = ours(case, tokenizer)
+    long = (SAMPLE / "fi.txt").read_text()[:6000]
+    lm.loglikelihood(requests("loglikelihood", (long, " a"), (long, " b"), ("Q", " a")))
+    assert lm.cut_prompts == 1
+    # Of 512 tokens 505 leave room for seven.
+    options = {"max_gen_toks": 505, "until": ["a"]}
+    lm.generate_until(requests("generate_until", (long, options), ("Q", options)))
+    assert lm.cut_prompts == 1  # the same one
+    lm.generate_until(requests("generate_until", ("one two three four five six", options)))
+    assert lm.cut_said.startswith("2 prompts did not fit in the model's context of 512 tokens")
+    lm.loglikelihood_rolling(requests("loglikelihood_rolling", (long,)))
+    assert lm.cut_prompts == 2  # windows fit
+    assert "Tokenizing" not in capsys.readouterr().err  # no bar where there is no terminal
+    with pytest.raises(UserError, match=r"a choice of \d+ tokens does not fit in .* 512 tokens"):
+        lm.loglikelihood(requests("loglikelihood", ("Q", long)))
+
+
 def test_options_that_are_not_known_and_answers_without_room_are_refused(mine):
     for options, message in (
         ({"num_beams": 4}, "generation_kwargs 'num_beams': allowed: do_sample"),

@@ -111,3 +111,16 @@ def test_a_limit_asks_the_first_questions(folder):
     suite = local_tasks.suite(languages=("de",))
     scores = run_suite(Known(folder, right=True), Questions(suite, folder), limit=2)
     assert all(task["de"]["questions"] == 2 for task in scores.values())
+
+
+@pytest.mark.parametrize("first_shots", [True, False])
+def test_no_question_is_its_own_example(folder, first_shots):
+    """Of four questions three stand before each: all the others."""
+    task = {"kind": "arc", "split": "test", "shots": 3, "first_shots": first_shots, "metric": "acc"}
+    lm = Known(folder, right=True)
+    suite = local_tasks.suite(languages=("de",), tasks={"arc": task})
+    run_suite(lm, Questions(suite, folder))
+    for prompt in lm.prompts:
+        *shown, question = prompt.split("\n\n")
+        assert len(shown) == 3
+        assert not any(one.startswith(question) for one in shown)

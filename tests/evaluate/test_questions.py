@@ -1,12 +1,14 @@
 """Rows of the data sets as questions, and what is said of those that are not there."""
 
+import logging
+
 import local_tasks
 import pytest
 
 from teukenjax.data.chat.template import system_sentences
 from teukenjax.errors import UserError
 from teukenjax.evaluate.questions import KINDS, WORDS
-from teukenjax.evaluate.suite import Questions
+from teukenjax.evaluate.suite import Questions, load_suite
 
 
 def test_every_language_has_its_words():
@@ -75,3 +77,58 @@ def test_everything_that_a_suite_needs_is_read_before_it_is_asked(tmp_path):
 def test_a_task_without_a_data_set_asks_for_a_folder():
     with pytest.raises(UserError, match="has no data set: give --task-data"):
         Questions(local_tasks.suite())("arc", "de", "test")
+
+
+def test_too_few_examples_are_said_with_the_file_and_both_numbers(tmp_path):
+    local_tasks.write(tmp_path, questions=1)
+    with pytest.raises(UserError) as error:
+        Questions(local_tasks.suite(), tmp_path).load()
+    file = tmp_path / "mmlu" / "de.train.jsonl"
+    can = "1 of 1 rows can be examples for a question"
+    assert str(error.value) == f"{file}: {can}: tasks.mmlu.shots=2 needs 2"
+
+
+def test_of_the_split_that_is_asked_the_question_itself_is_no_example(tmp_path):
+    local_tasks.write(tmp_path, questions=3)
+    ask = Questions(of_one_split(shots=2), tmp_path)
+    assert ask.examples("arc", "de") == ask("arc", "de", "test")
+    with pytest.raises(UserError, match=r"2 of 3 rows can be .*shots=3 needs 3"):
+        Questions(of_one_split(shots=3), tmp_path).load()
+    file = tmp_path / "arc" / "de.test.jsonl"
+    first, second, _ = file.read_text().splitlines(keepends=True)
+    file.write_text(first + second + first)
+    with pytest.raises(UserError, match=r"1 of 3 rows can be .*shots=2 needs 2"):
+        Questions(of_one_split(shots=2), tmp_path).load()
+
+
+def test_questions_that_are_asked_are_no_examples_of_another_split(tmp_path):
+    local_tasks.write(tmp_path, questions=3)
+    asked, shown = (tmp_path / "arc" / f"de.{split}.jsonl" for split in ("test", "train"))
+    shown.write_text(shown.read_text() + asked.read_text().splitlines()[1] + "\n")
+    ask = Questions(local_tasks.suite(languages=("de",)), tmp_path)
+    assert len(ask("arc", "de", "train")) == 4
+    assert ask.examples("arc", "de") == ask("arc", "de", "train")[:3]
+
+
+def of_one_split(*, shots: int):
+    """ARC whose examples come from the questions that are asked."""
+    task = {"kind": "arc", "split": "test", "shots": shots, "metric": "acc"}
+    return local_tasks.suite(languages=("de",), tasks={"arc": task})
+
+
+def test_a_hub_that_is_not_reached_is_one_line(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    hub, warned = logging.getLogger("huggingface_hub"), []
+    hub.setLevel(logging.WARNING)  # as it is when nobody has asked yet
+
+    def unreachable(*_, **__):
+        warned.append(hub.isEnabledFor(logging.WARNING))
+        raise ConnectionError("no\nnetwork")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(
+        UserError, match=r"challenge_DE cannot be loaded: no network: give"
+    ) as error:
+        Questions(load_suite("eu21"))("arc", "de", "test")
+    assert "\n" not in str(error.value)
+    assert warned == [False]

@@ -1,6 +1,7 @@
 """A suite in the loop has the numbers of the suite alone."""
 
 import importlib.util
+import io
 import json
 
 import local_tasks
@@ -21,15 +22,17 @@ tasks:
 """
 
 
-def test_scores_in_training_are_those_of_eval_bit_for_bit(make_recipe, console, tmp_path):
+def test_scores_in_training_are_those_of_eval_bit_for_bit(make_recipe, tmp_path):
     """On eight devices, sharded as ``eval`` shards."""
     folder = local_tasks.write(tmp_path / "tasks", questions=5)
     suite = tmp_path / "suite.yaml"
     suite.write_text(SUITE)
     evaluation = {"every": 1, "documents": 1, "suite": str(suite), "suite_data": str(folder)}
     evaluation["batch_tokens"] = 2048
-    recipe = make_recipe(steps=2, checkpoint={"every": 1}, evaluation=evaluation)
-    path = train(recipe, console)
+    model = make_recipe().model.model_dump() | {"context": 64}  # holds every choice
+    recipe = make_recipe(steps=2, model=model, checkpoint={"every": 1}, evaluation=evaluation)
+    screen = io.StringIO()
+    path = train(recipe, Console(file=screen, width=200))
     lines = (path / "benchmarks.jsonl").read_text().splitlines()
     rows = {row["step"]: row["shown"] for row in map(json.loads, lines)}
     assert rows.keys() == {0, 1, 2}
@@ -40,6 +43,8 @@ def test_scores_in_training_are_those_of_eval_bit_for_bit(make_recipe, console, 
     command.suite(Console(quiet=True), path, str(suite), against=[other], **options)
     found = json.loads(out.read_text())
     assert found["shown"] == rows[2]
+    assert found["cut_prompts"] > 0  # but not every example beside its question
+    assert screen.getvalue().count(f"{found['cut_prompts']} prompts did not fit") == 1
     assert rows[0]["truthfulqa_mc2"] != rows[2]["truthfulqa_mc2"]
     assert found["shots"] == {"arc": 1, "truthfulqa_mc2": 0, "gsm8k": 0}
     assert "| other | 0.500 | 0.500 |" in out.with_suffix(".md").read_text()

@@ -11,12 +11,14 @@ from rich.console import Console
 
 from teukenjax.checkpoint import Checkpoints
 from teukenjax.errors import UserError
+from teukenjax.evaluate.command import token_shares
 from teukenjax.interop import export_run
 from teukenjax.model.lora import Adapted
 from teukenjax.recipe import to_yaml
-from teukenjax.run import load_run
+from teukenjax.run import LoadedRun, RunDirectory, load_run
 from teukenjax.train.loop import Run, train
 from teukenjax.train.metrics import read_metrics
+from teukenjax.train.report import print_next
 from teukenjax.train.tuning import TuningSource, tune
 
 
@@ -134,6 +136,35 @@ def test_a_recipe_as_base_is_trained_first(make_recipe, make_sft, tmp_path):
     assert load_run(recipe.out).step == 2
 
 
+def test_what_is_printed_next_is_of_tuning(make_sft, make_recipe, tmp_path):
+    for recipe, expected in (
+        (make_sft(), ["chat {run} --language de", "sft {run}/recipe.yaml steps=8"]),
+        (
+            make_recipe("text", steps=3),
+            ["generate {run} --prompt", "train {run}/recipe.yaml steps=6"],
+        ),
+    ):
+        run = RunDirectory(recipe).path
+        screen = io.StringIO()
+        print_next(Console(file=screen), run)
+        for command in (*expected, "export {run} {run}/hf"):
+            assert f"uv run teukenjax {command.format(run=run)}" in screen.getvalue()
+
+
+def test_gaps_ask_for_the_run_that_a_tuned_one_began_with(make_recipe, make_sft, base, tmp_path):
+    file = tmp_path / "first.yaml"
+    file.write_text(to_yaml(make_recipe("first")))
+    for given, told in (
+        (str(base), f"give the run that it began with, {base}"),
+        (str(file), f"give the run that it began with, {tmp_path / 'first'}"),
+        (None, "it began with none"),
+    ):
+        tuned = LoadedRun(tmp_path, make_sft(sft={"base": given}), None, None, {}, 4)
+        with pytest.raises(UserError) as error:
+            token_shares(tuned)
+        assert str(error.value) == f"--gaps: {tmp_path} was tuned on conversations: {told}"
+
+
 def test_mistakes_are_said_in_one_line(make_sft, make_recipe, console):
     model = make_sft().model.model_dump() | {"ffn": 48}
     with pytest.raises(UserError, match=r"model.ffn=48: sft.base .* has 64"):
@@ -142,6 +173,13 @@ def test_mistakes_are_said_in_one_line(make_sft, make_recipe, console):
         Run(make_sft("b", sft={"base": None}), console, TuningSource)
     with pytest.raises(UserError, match=r"has no section sft: it is one for `teukenjax train`"):
         tune(make_recipe("c"), console)
+    with pytest.raises(UserError, match=r"has a section sft: it is one for `teukenjax sft`"):
+        train(make_sft("e"), console)
+    short = make_sft().model.model_dump() | {"context": 8}
+    with pytest.raises(
+        UserError, match=r"no conversation is left .* 16 longer than model.context=8"
+    ):
+        Run(make_sft("f", model=short, sft={"too_long": "skip"}), console, TuningSource)
     short = make_sft().model.model_dump() | {"context": 16}
     with pytest.raises(UserError, match=r"chat.jsonl:\d+: the conversation has"):
         Run(make_sft("d", model=short), console, TuningSource)

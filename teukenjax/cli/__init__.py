@@ -143,6 +143,8 @@ def plan(
 
 def main() -> None:
     """Runs a verb; a user's mistake is one line and exit code 2, see ``errors`` for others."""
+    if not sys.stderr.isatty():  # read when some library imports tqdm, which draws their bars
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         app()
     except UserError as error:

@@ -79,10 +79,10 @@ def _task(name: str, task: TaskConfig, language: str, questions: Questions) -> C
         "doc_to_text": lambda doc: doc["prompt"],
         "custom_dataset": lambda **_: splits,
     }
-    if task.examples is not None:
-        examples = questions(name, language, task.examples)
+    if examples := questions.examples(name, language):
         splits["examples"] = datasets.Dataset.from_list(examples)
-        config["fewshot_split"] = "examples"
+        # The harness leaves a question out of its own examples only where both are of one split.
+        config["fewshot_split"] = "asked" if examples == asked else "examples"
         config["fewshot_config"] = {"sampler": "first_n" if task.first_shots else "default"}
     config |= _generated(task, language) if task.kind == "gsm8k" else _chosen(task)
     return ConfigurableTask(config=config)

@@ -30,7 +30,7 @@ from teukenjax.evaluate.tables import (
 )
 from teukenjax.evaluate.text import print_scores, score_text, write_scores
 from teukenjax.infer.layout import decoding_layout
-from teukenjax.recipe import ChatSource, SftConfig
+from teukenjax.recipe import ChatSource, SftConfig, load
 from teukenjax.run import LoadedRun, load_run, write_atomically
 
 ANSWER_TOKENS = 128
@@ -64,10 +64,9 @@ def token_shares(run: LoadedRun) -> dict[str, float]:
     """
     recipe = run.recipe
     if recipe.sft is not None:
-        raise UserError(
-            f"--gaps: {run.path} was tuned on conversations: give the run that it began with, "
-            f"sft.base={recipe.sft.base}"
-        )
+        base = load(recipe.sft.base).out if recipe.sft.base_is_recipe else recipe.sft.base
+        told = "it began with none" if base is None else f"give the run that it began with, {base}"
+        raise UserError(f"--gaps: {run.path} was tuned on conversations: {told}")
     place = Location(recipe.data.store or recipe.out / "store")
     if not place.exists():
         raise UserError(f"--gaps: the token store of {run.path} is not at {place}")
@@ -103,9 +102,11 @@ def suite(
     model = f"{loaded.path.name} (step {loaded.step})"
     shots = {task: one.shots for task, one in config.tasks.items()}
     content = {"model": model, "suite": name, "limit": limit, "shots": shots}
-    content |= {"shown": shown, "scores": scores}
+    content |= {"cut_prompts": lm.cut_prompts, "shown": shown, "scores": scores}
     out = out or loaded.path / f"eval-{Path(name).stem}-{loaded.step}.json"
     _report(console, content, others, out)
+    if lm.cut_prompts:
+        console.print(lm.cut_said, highlight=False)
 
 
 def _report(console: Console, content: dict[str, Any], others: dict, out: Path) -> None:
@@ -144,12 +145,14 @@ def faithful(
 ) -> None:
     """How often the model answers in the language that it is asked in."""
     detector()  # before anything is loaded
-    loaded = load_run(run, layout_of=decoding_layout)
-    form = loaded.recipe.sft.form if loaded.recipe.sft is not None else "plain"
     given = source if source == "toy" else Path(source)
     rows = read_sources(SftConfig(sources=(ChatSource(data=given),)))
-    ask = Answers(loaded.model, loaded.params, loaded.tokenizer, form=form)
     asked = [row for some in rows.train.values() for row in some]
+    if not asked:
+        raise UserError(f"--fidelity {source}: holds no conversation")
+    loaded = load_run(run, layout_of=decoding_layout)
+    form = loaded.recipe.sft.form if loaded.recipe.sft is not None else "plain"
+    ask = Answers(loaded.model, loaded.params, loaded.tokenizer, form=form)
     answers = ask(asked, tokens=ANSWER_TOKENS, batch_tokens=batch_tokens)
     found = fidelity(answers)
     print_fidelity(console, found)

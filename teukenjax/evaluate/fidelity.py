@@ -2,7 +2,7 @@
 
 The language of an answer is told by lingua (pip ``lingua-language-detector``), chosen among the 24.
 It has no Maltese, which is told first: by a letter that none of the other 23 has (ħ ġ ċ), or an
-article with its hyphen (l- il- ix- iż- iċ-; not it- or t-, which other languages write).
+article with its hyphen (il- ix- iż- iċ-; not it-, t- or l-, which other languages write).
 """
 
 import functools
@@ -17,7 +17,7 @@ from teukenjax.data.chat.template import system_sentences
 from teukenjax.errors import UserError
 from teukenjax.evaluate.answers import Answer
 
-MALTESE = re.compile(r"[ħġċ]|(?<![\w-])(?:l|il|ix|iż|iċ)-\w", re.IGNORECASE)
+MALTESE = re.compile(r"[ħġċ]|(?<![\w-])(?:il|ix|iż|iċ)-\w", re.IGNORECASE)
 MISSING = "lingua-language-detector is not installed: uv sync --extra eval"
 
 

@@ -11,6 +11,7 @@ sequences never exist.
 
 import collections
 import functools
+import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -49,6 +50,20 @@ class TeukenLM(TemplateLM):
         super().__init__()
         self.model, self.params, self.encoder = model, params, tokenizer
         self.max_length, self.batch_tokens = model.config.context, batch_tokens
+        self._cut: set[int] = set()  # hashes of the prompts that did not fit
+
+    @property
+    def cut_prompts(self) -> int:
+        """How many of the prompts so far did not fit; the choices of a question have one."""
+        return len(self._cut)
+
+    @property
+    def cut_said(self) -> str:
+        """The same as a sentence."""
+        return (
+            f"{self.cut_prompts:,} prompts did not fit in the model's context of "
+            f"{self.max_length} tokens: only their ends were read"
+        )
 
     @property
     def eot_token_id(self) -> int:
@@ -59,6 +74,10 @@ class TeukenLM(TemplateLM):
         """The tokenizer adds nothing at either end, whatever is asked for."""
         del add_special_tokens, kwargs
         return self.encoder.encode(string)
+
+    def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As the harness's own, which draws a bar also where nobody sees it move."""
+        return super().loglikelihood(requests, disable_tqdm or not sys.stderr.isatty())
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """ln p of whole texts, each window of a long one after the last token before it."""
@@ -92,16 +111,30 @@ class TeukenLM(TemplateLM):
     def _loglikelihood_tokens(self, requests, **kwargs) -> list[tuple[float, bool]]:
         """ln p of each continuation, and whether it is the greedy one."""
         del kwargs
-        asked = [
-            # Too long: cut from the left, as the harness does.
-            Request(number, (context + continuation)[-(self.max_length + 1) :], len(continuation))
-            for number, (_, context, continuation) in enumerate(requests)
-        ]
+        asked = [self._request(number, *request) for number, request in enumerate(requests)]
         results: list[tuple[float, bool]] = [(0.0, True)] * len(asked)
         for length, batch in self._batches(asked):
             for request, scored in zip(batch, self._score(batch, length), strict=True):
                 results[request.number] = scored
         return results
+
+    def _request(
+        self, number: int, text: tuple[str, str] | None, context: list[int], continuation: list[int]
+    ) -> Request:
+        if len(continuation) > self.max_length:
+            raise UserError(
+                f"a choice of {len(continuation)} tokens does not fit in the model's context of "
+                f"{self.max_length} tokens"
+            )
+        prompt = text and text[0]  # none: a window of a long text, which fits
+        ids = self._end_of(context + continuation, self.max_length + 1, prompt)
+        return Request(number, ids, len(continuation))
+
+    def _end_of(self, ids: list[int], room: int, prompt: str | None) -> list[int]:
+        """As the harness does: too long a prompt is cut from the left. It is counted."""
+        if len(ids) > room:
+            self._cut.add(hash(prompt))
+        return ids[-room:]
 
     def _batches(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Request]]]:
         """Requests of one padded length together, longest first: what does not fit fails first."""
@@ -174,8 +207,9 @@ class TeukenLM(TemplateLM):
             raise UserError(
                 f"max_gen_toks={tokens}: leaves no room for a question in {self.max_length} tokens"
             )
-        # As the harness does: too long a context is cut from the left; an empty one is the prefix.
-        ids = self.tok_encode(context)[-(self.max_length - tokens) :] or [self.prefix_token_id]
+        # As the harness does: an empty context is the prefix.
+        ids = self.tok_encode(context) or [self.prefix_token_id]
+        ids = self._end_of(ids, self.max_length - tokens, context)
         sampling = Sampling(
             temperature=options.get("temperature", 0.0),
             top_k=options.get("top_k", 0),

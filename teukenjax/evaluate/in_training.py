@@ -1,7 +1,5 @@
 """A suite's benchmarks while a run goes on: the numbers of ``teukenjax eval --suite``."""
 
-import os
-import sys
 from collections.abc import Callable
 
 import jax
@@ -19,8 +17,6 @@ MISSING = "is not installed: uv sync --extra eval"
 
 def import_harness():
     """The two files that import the harness; a UserError where it is not installed."""
-    if not sys.stderr.isatty():  # it draws a bar for each task and language
-        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         from teukenjax.evaluate import benchmarks, harness
     except ModuleNotFoundError as error:
@@ -29,7 +25,7 @@ def import_harness():
 
 
 def open_benchmarks(
-    recipe: Recipe, model: Model, tokenizer: Tokenizer
+    recipe: Recipe, model: Model, tokenizer: Tokenizer, say: Callable[[str], None]
 ) -> Callable[[dict], Shown] | None:
     """``evaluation.suite`` as a function of parameters; none where the recipe has none."""
     if recipe.evaluation.suite is None:
@@ -41,9 +37,11 @@ def open_benchmarks(
     merged, limit = jax.jit(model.merged), recipe.evaluation.suite_limit
 
     def scores(params: dict) -> Shown:
-        lm.params = merged(params)
+        lm.params, cut = merged(params), lm.cut_prompts
         found = benchmarks.run_suite(lm, questions, limit=limit)
         lm.params = None  # the merged copy is not kept through training
+        if lm.cut_prompts > cut:  # the first time: they are the same each time
+            say(lm.cut_said)
         return by_language(found, questions.suite)
 
     return scores

@@ -5,7 +5,9 @@ have the keys of the data sets on the hub.
 """
 
 import json
-from collections.abc import Mapping
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,6 +50,10 @@ class TaskConfig(Section):
     def metrics(self) -> tuple[str, ...]:
         """What the harness counts."""
         return METRICS.get(self.kind, CHOICE_METRICS)
+
+    def data(self, language: str) -> HubData | None:
+        """Where the hub has it; none where it has not."""
+        return self.english if language == "en" else self.hub
 
     @property
     def examples(self) -> str | None:
@@ -99,12 +105,12 @@ class Questions:
         """Reads all that the suite needs, so that what is missing is known before a model asks.
 
         Raises:
-          UserError: as a call does.
+          UserError: as a call and ``examples`` do.
         """
         for name, task in self.suite.tasks.items():
             for language in self.suite.languages:
-                for split in filter(None, (task.split, task.examples)):
-                    self(name, language, split)
+                self(name, language, task.split)
+                self.examples(name, language)
 
     def __call__(self, name: str, language: str, split: str) -> list[Question]:
         """The questions of a task in a language.
@@ -117,11 +123,36 @@ class Questions:
             self._read[key] = self._questions(*key)
         return self._read[key]
 
-    def _questions(self, name: str, language: str, split: str) -> list[Question]:
+    def examples(self, name: str, language: str) -> list[Question]:
+        """What may be shown before the questions of a task; nothing where it has no shots.
+
+        Of another split, what is not asked as well. The split that is asked is given whole: of
+        it, all but the question itself may be shown.
+
+        Raises:
+          UserError: as a call does, and when they are fewer than the shots.
+        """
         task = self.suite.tasks[name]
-        where, rows = self._rows(name, task, language, split)
+        if task.examples is None:
+            return []
+        asked, found = self(name, language, task.split), self(name, language, task.examples)
+        texts = Counter(map(repr, asked))
+        if found == asked:  # on the hub, two names may mean one split
+            examples, allowed = found, len(found) - max(texts.values())
+        else:
+            examples = [one for one in found if repr(one) not in texts]
+            allowed = len(examples)
+        if allowed < task.shots:
+            raise UserError(
+                f"{self._place(name, language, task.examples)}: {allowed} of {len(found)} rows can "
+                f"be examples for a question: tasks.{name}.shots={task.shots} needs {task.shots}"
+            )
+        return examples
+
+    def _questions(self, name: str, language: str, split: str) -> list[Question]:
+        task, where = self.suite.tasks[name], self._place(name, language, split)
         questions = []
-        for number, row in rows:
+        for number, row in self._rows(name, language, split):
             try:
                 questions.append(KINDS[task.kind](row, language))
             except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
@@ -131,38 +162,47 @@ class Questions:
             raise UserError(f"{where}: holds no questions")
         return questions
 
-    def _rows(self, name, task, language, split) -> tuple[str, list[tuple[int, dict[str, Any]]]]:
+    def _place(self, name: str, language: str, split: str) -> str:
+        """The file, or the data set on the hub."""
+        if self._folder is not None:
+            return str(self._folder / name / f"{language}.{split}.jsonl")
+        hub = self.suite.tasks[name].data(language)
+        if hub is None:
+            raise UserError(f"task '{name}' in '{language}' has no data set: give --task-data")
+        return hub.path
+
+    def _rows(self, name: str, language: str, split: str) -> Iterable[tuple[int, dict[str, Any]]]:
         if self._folder is None:
-            return self._from_hub(name, task, language, split)
-        file = self._folder / name / f"{language}.{split}.jsonl"
+            return enumerate(self._from_hub(name, language, split), start=1)
+        file = Path(self._place(name, language, split))
         if not file.is_file():
             raise UserError(f"{file}: no such file: the task '{name}' in '{language}' needs it")
         try:
-            return str(file), [(n, parse_json(raw)) for n, raw in json_lines(file, lambda _: None)]
+            return [(number, parse_json(raw)) for number, raw in json_lines(file, lambda _: None)]
         except UserError as error:
             raise UserError(f"{file}: {error}") from None
 
-    def _from_hub(self, name, task, language, split):
-        hub = task.english if language == "en" else task.hub
-        if hub is None:
-            raise UserError(f"task '{name}' in '{language}' has no data set: give --task-data")
+    def _from_hub(self, name: str, language: str, split: str) -> list[dict[str, Any]]:
         import datasets
 
-        if language == "en" and split == task.split:
-            split = task.english_split or split
+        # It warns of each try to reach the hub; that it was in vain is said once, below.
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        task = self.suite.tasks[name]
+        hub = task.data(language)
+        english = task.english_split if language == "en" and split == task.split else None
         code = self.suite.codes.get(language, language.upper())
         rows: list[dict[str, Any]] = []
         for config in hub.names:
             config = config and config.format(language=code)
             try:
-                rows += datasets.load_dataset(hub.path, config, split=split).to_list()
+                rows += datasets.load_dataset(hub.path, config, split=english or split).to_list()
             except Exception as error:  # no network, no such data set: the library has many names
                 reason = " ".join(str(error).split())
                 raise UserError(
                     f"task '{name}' in '{language}': {hub.path} {config} cannot be loaded: "
                     f"{reason:.160}: give --task-data FOLDER with {name}/{language}.{split}.jsonl"
                 ) from None
-        return hub.path, list(enumerate(rows, start=1))
+        return rows
 
 
 def read_scores(path: Path) -> dict[str, Any]:

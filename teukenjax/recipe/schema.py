@@ -311,6 +311,11 @@ class SftConfig(Section):
     neftune: PositiveFloat | None = None  # α of the noise on embeddings (arXiv 2310.05914)
     lora: LoraConfig | None = None  # none: all weights are trained
 
+    @property
+    def base_is_recipe(self) -> bool:
+        """Whether the base is a recipe; else it is a run, or there is none."""
+        return self.base is not None and self.base.suffix in (".yaml", ".yml")
+
 
 class GuardConfig(Section):
     """What a run does about a step that went wrong, and about a part that does not answer."""

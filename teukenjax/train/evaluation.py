@@ -23,7 +23,7 @@ class Evaluations:
             eod=source.tokenizer.eod_id,
             batch_tokens=self._recipe.evaluation.batch_tokens,
         )
-        self._benchmarks = open_benchmarks(self._recipe, model, source.tokenizer)
+        self._benchmarks = open_benchmarks(self._recipe, model, source.tokenizer, self._say)
 
     def due_at(self, step: int) -> bool:
         """Whether the recipe asks for one between this step and the next."""

@@ -25,12 +25,17 @@ def print_evaluations(console: Console, evaluations: list[dict]) -> None:
 
 def print_next(console: Console, run: Path) -> None:
     """What the run left, and three commands that can be copied as they stand."""
+    recipe = load(run / "recipe.yaml")
+    if recipe.sft is None:
+        verb, ask = "train", f'generate {run} --prompt "The river"'
+    else:
+        verb, ask = "sft", f"chat {run} --language de"
     files = "metrics.jsonl, eval.json, loss.png, tensorboard/, checkpoints/"
     console.print(f"\n{run}: {files}", highlight=False, soft_wrap=True)
     console.print("next:")
     for command in (
-        f'generate {run} --prompt "The river"',
-        f"train {run}/recipe.yaml steps={2 * load(run / 'recipe.yaml').steps}",
+        ask,
+        f"{verb} {run}/recipe.yaml steps={2 * recipe.steps}",
         f"export {run} {run}/hf",
     ):
         console.print(f"  uv run teukenjax {command}", highlight=False, soft_wrap=True)

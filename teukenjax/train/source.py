@@ -9,6 +9,7 @@ from teukenjax.data.chat.stream import ChatStream
 from teukenjax.data.prepare import open_store
 from teukenjax.data.stream import Stream
 from teukenjax.data.tokenizer import Tokenizer
+from teukenjax.errors import UserError
 from teukenjax.evaluate import Evaluator, Score
 from teukenjax.recipe import Recipe
 from teukenjax.train.state import Program, TrainState
@@ -36,7 +37,9 @@ class TextSource:
     """Pre-training: a token store, and parameters from nothing."""
 
     def __init__(self, recipe: Recipe, console: Console):
-        """Opens the recipe's store, or makes it."""
+        """Opens the recipe's store, or makes it; a UserError for a recipe of conversations."""
+        if recipe.sft is not None:
+            raise UserError("the recipe has a section sft: it is one for `teukenjax sft`")
         self._store = open_store(recipe, console)
         self._documents = recipe.evaluation.documents
         self.tokenizer = self._store.tokenizer()

@@ -98,7 +98,7 @@ def find_base(recipe: Recipe, console: Console) -> LoadedRun | None:
     base = recipe.sft.base
     if base is None:
         return None
-    if base.suffix not in (".yaml", ".yml"):
+    if not recipe.sft.base_is_recipe:
         return load_run(base)
     recipe = load(base)
     if not (recipe.out / FOLDER / str(recipe.steps)).is_dir():

@@ -93,7 +93,7 @@ def test_a_conversation_too_long_is_named_or_left_out_or_keeps_its_first_turns(m
     sizes = [one.ids.size for some in whole.train.values() for one in some]
     context = max(sizes) - 2  # holds context + 1 tokens
     with pytest.raises(
-        UserError, match=r"\w\w.jsonl:\d+: the conversation has \d+ tokens"
+        UserError, match=rf"\w\w.jsonl:\d+: the conversation has \d+ tokens, at most {context + 1}"
     ) as error:
         load_chat(make(context=context), tokenizer)
     assert "\n" not in str(error.value)
@@ -103,6 +103,20 @@ def test_a_conversation_too_long_is_named_or_left_out_or_keeps_its_first_turns(m
     assert (cut.too_long, cut.shortened) == (0, skipped.too_long)
     ends = {int(one.ids[-1]) for some in cut.train.values() for one in some}
     assert ends == {tokenizer.end_of_turn_id}
+
+
+def test_when_none_is_left_the_source_and_what_became_of_its_rows_are_named(make, tokenizer, file):
+    rows = [line(), line("Wo?", "Hier.")]
+    path = file("{", *rows)
+    with pytest.raises(UserError) as error:
+        load_chat(
+            make(context=4, too_long="skip", max_broken=0.5, sources=[{"data": str(path)}]),
+            tokenizer,
+        )
+    assert str(error.value) == (
+        f"sft.sources: {path}: no conversation is left to train on: "
+        "3 rows: 1 broken, 2 longer than model.context=4, 0 held out"
+    )
 
 
 def test_held_out_conversations_are_in_every_language_and_not_trained_on(make, tokenizer):

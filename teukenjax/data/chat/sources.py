@@ -110,10 +110,10 @@ def _files(source: ChatSource) -> list[Path]:
         raise UserError(f"sft.sources: language '{source.language}' is unknown: {known}")
     path = TOY if source.data == "toy" else Path(source.data)
     if not path.exists():
-        raise UserError(f"sft.sources: {path}: no such file or directory")
+        raise UserError(f"{path}: no such file or directory")
     files = files_ending(path, SUFFIXES)
     if not files:
-        raise UserError(f"sft.sources: {path}: no files of {', '.join(SUFFIXES)} found")
+        raise UserError(f"{path}: no files of {', '.join(SUFFIXES)} found")
     return files
 
 

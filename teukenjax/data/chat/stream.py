@@ -62,8 +62,8 @@ def load_chat(recipe: Recipe, tokenizer: Tokenizer) -> ChatData:
     """Reads, renders and tokenises the conversations of ``recipe.sft``.
 
     Raises:
-      UserError: as ``read_sources``; and for a conversation that is longer than the context, if
-        ``sft.too_long`` is "error".
+      UserError: as ``read_sources``; for a conversation that is longer than the context, if
+        ``sft.too_long`` is "error"; and when none is left to train on.
     """
     found = read_sources(recipe.sft)
     template = Template(tokenizer, recipe.sft.form)
@@ -73,6 +73,14 @@ def load_chat(recipe: Recipe, tokenizer: Tokenizer) -> ChatData:
         data.train[language] = [encoded for _, encoded in filter(None, map(fit, rows))]
     for language, rows in found.held_out.items():
         data.held_out[language] = list(filter(None, map(fit, rows)))
+    if not any(data.train.values()):
+        names = ", ".join(str(source.data) for source in recipe.sft.sources)
+        raise UserError(
+            f"sft.sources: {names}: no conversation is left to train on: {found.rows} rows: "
+            f"{len(found.broken)} broken, {data.too_long} longer than "
+            f"model.context={recipe.model.context}, "
+            f"{sum(map(len, data.held_out.values()))} held out"
+        )
     return data
 
 
@@ -89,8 +97,9 @@ class _Fitting:
             return row, encoded
         if self._rule == "error":
             raise UserError(
-                f"{row.where}: the conversation has {encoded.ids.size} tokens, and a context of "
-                f"{self._room - 1} holds {self._room}: set sft.too_long to skip or turns"
+                f"{row.where}: the conversation has {encoded.ids.size} tokens, at most "
+                f"{self._room} fit: model.context={self._room - 1} are read, and one more is "
+                "predicted: set sft.too_long to skip or turns"
             )
         turns = conversation.turns if self._rule == "turns" else ()
         # An answer is never cut: it would teach not to end.
@@ -110,10 +119,8 @@ class ChatStream:
     segmented = True
 
     def __init__(self, recipe: Recipe, data: ChatData):
-        """A UserError as ``Mixture`` raises it, or for conversations of which none is left."""
+        """A UserError as ``Mixture`` raises it."""
         some = {name: all_ for name, all_ in data.train.items() if all_}
-        if not some:
-            raise UserError("sft.sources: no conversation is left to train on")
         self._length = recipe.model.context
         self._numbered = recipe.sft.neftune is not None
         self._packed = {name: _Packed(all_, self._length + 1) for name, all_ in some.items()}
