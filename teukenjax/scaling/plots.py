@@ -70,25 +70,28 @@ def loss_against_norm(fitted: Fitted) -> Picture:
 
 
 def optimal_norm(fitted: Fitted, sizes: dict[str, tuple[int, int]]) -> Picture:
-    """Against the horizon, a line a program and batch; and against width and depth."""
-    figure, (left, middle, right) = _panels(3)
+    """Against the horizon, a line a program and batch; against width and depth, where they vary."""
+    horizon = max(scan.tokens for scan in fitted.optima)
+    last = [scan for scan in fitted.optima if scan.tokens == horizon]
+    varied = [which for which in (0, 1) if len({sizes[scan.model][which] for scan in last}) > 1]
+    figure, (first, *others) = _panels(1 + len(varied))
     header = ("model", "width", "layers", "batch", "log2_tokens", "log2_norm", "log2_norm_sd")
     table: list[tuple] = [header]
     for scan, found in fitted.optima.items():
         values = (found.log2_norm, found.log2_norm_sd)
         table.append((scan.model, *sizes[scan.model], scan.batch, np.log2(scan.tokens), *values))
     for scans in _grouped(fitted.optima, lambda scan: (*scan.program, scan.batch)).values():
-        _norms(left, [np.log2(s.tokens) for s in scans], scans, fitted, str(scans[0]))
-    horizon = max(scan.tokens for scan in fitted.optima)
-    last = [scan for scan in fitted.optima if scan.tokens == horizon]
-    for axis, which in ((middle, 0), (right, 1)):
+        _norms(first, [np.log2(s.tokens) for s in scans], scans, fitted, str(scans[0]))
+    first.set_xlabel("log2 tokens")
+    for axis, which in zip(others, varied, strict=True):
         for same in _grouped(last, lambda s: (s[1:5], sizes[s.model][1 - which])).values():  # noqa: B023
             same = sorted(same, key=lambda s: sizes[s.model][which])
             label = f"{same[0].optimizer} batch {same[0].batch}"
             _norms(axis, [np.log2(sizes[s.model][which]) for s in same], same, fitted, label)
         axis.set_title(f"2^{np.log2(horizon):g} tokens")
-    for axis, name in ((left, "log2 tokens"), (middle, "log2 width"), (right, "log2 layers")):
-        axis.set(xlabel=name, ylabel=f"optimal log2 norm of {fitted.role}")
+        axis.set_xlabel(f"log2 {('width', 'layers')[which]}")
+    for axis in (first, *others):
+        axis.set_ylabel(f"optimal log2 norm of {fitted.role}")
         axis.legend(fontsize="x-small")
     return Picture(figure, table)
 
