@@ -83,7 +83,7 @@ class Run:
 
         Raises:
           TryAgainError: when the run was told to stop, after saving; or when a process, the
-            network or a replica was lost.
+            network, a data server or a replica was lost.
         """
         with self.watch, self.preemption:
             try:
@@ -152,9 +152,10 @@ class Run:
             self.goodput.spent_on("steps"),
         ):
             for done in range(first + 1, recipe.steps + 1):
-                self.watch.doing(f"step {done}")
+                self.watch.doing(f"step {done}, waiting for {self.source.name}")
                 with self.goodput.spent_on("data"):
                     batch = next(feed)
+                self.watch.doing(f"step {done}")
                 state, metrics = train_step(state, batch)
                 metrics["votes"] = self.preemption.votes()
                 if pending is not None:
