@@ -27,7 +27,7 @@ class TryAgainError(Exception):
 
 
 PREEMPTED = 75  # was told to stop, and has saved (sysexits.h: EX_TEMPFAIL)
-LOST = 76  # a process, a network or a replica is not what it was
+LOST = 76  # a process, a network, a data server or a replica is not what it was
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

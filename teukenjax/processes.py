@@ -81,7 +81,8 @@ def join(given: Membership, environment: Mapping[str, str]) -> None:
       environment: variables, in which Slurm and Open MPI tell a process its place.
 
     Raises:
-      UserError: when parts are missing or contradict, or the others do not come in time.
+      UserError: when parts are missing or contradict, or nobody can come together there. When the
+        others do not come in time, the process ends.
     """
     member = _complete(given, environment)
     if member is None:
@@ -91,20 +92,36 @@ def join(given: Membership, environment: Mapping[str, str]) -> None:
     # A lost process is our story (``train.watch``); JAX's own is to abort with a stack of C++.
     jax.config.update("jax_enable_recoverability", True)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
-    try:
-        jax.distributed.initialize(
-            *member,
-            initialization_timeout=int(START_LIMIT_S),
-            heartbeat_timeout_seconds=HEARTBEAT_LIMIT_S,
-        )
-    except Exception as error:  # XlaRuntimeError, or what the cluster's environment lacks
-        who = " ".join(f"{key}={value}" for key, value in member._asdict().items() if value)
-        raise UserError(
-            f"{who or 'processes'}: not all came together within {START_LIMIT_S:.0f} s: "
-            f"{first_line(error)}"
-        ) from None
+    given_as = member._asdict().items()
+    who = " ".join(f"{key}={value}" for key, value in given_as if value is not None) or "processes"
+    with _limited(f"{who}: not all came together"):
+        try:
+            jax.distributed.initialize(
+                *member,
+                initialization_timeout=2 * int(START_LIMIT_S),
+                heartbeat_timeout_seconds=HEARTBEAT_LIMIT_S,
+            )
+        except Exception as error:  # XlaRuntimeError, or what the cluster's environment lacks
+            raise UserError(f"{who}: cannot come together: {first_line(error)}") from None
     client().key_value_set(f"host/{jax.process_index()}", socket.gethostname())
     threading.Thread(target=_listen, daemon=True).start()
+
+
+@contextmanager
+def _limited(what: str) -> Iterator[None]:
+    """Ends this process when the block takes too long: JAX would, with a stack of C++."""
+
+    def end() -> None:
+        print(f"stopped: {what} within {START_LIMIT_S:.0f} s", file=sys.stderr, flush=True)
+        os._exit(LOST)
+
+    timer = threading.Timer(START_LIMIT_S, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _complete(given: Membership, environment: Mapping[str, str]) -> Membership | None:

@@ -2,13 +2,18 @@ import json
 
 import numpy as np
 import pytest
+from served import served
 
+from teukenjax.data import location
 from teukenjax.data import writer as writer_module
+from teukenjax.data.loader import batches
 from teukenjax.data.store import Source, TokenStore
+from teukenjax.data.stream import Stream
 from teukenjax.data.tokenizer import train_tokenizer
 from teukenjax.data.verify import verify
 from teukenjax.data.writer import StoreWriter
-from teukenjax.errors import UserError
+from teukenjax.errors import TryAgainError, UserError
+from teukenjax.recipe import DataConfig
 
 
 def documents(*lengths: int, seed: int = 0) -> list[np.ndarray]:
@@ -268,6 +273,28 @@ def test_a_url_without_a_store_and_one_that_is_no_url_are_errors():
         TokenStore.open("memory://none")
     with pytest.raises(UserError, match=r"gopher://x: cannot be opened"):
         TokenStore.open("gopher://x")
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Servers are asked three times again, within a moment."""
+    soon = {"max_retries": 3, "initial_delay": "1ms", "max_delay": "1ms"}
+    monkeypatch.setattr(location, "RETRIES", soon)
+    location.context.cache_clear()
+    yield
+    location.context.cache_clear()
+
+
+def test_a_server_that_is_gone_is_no_damage(tmp_path, tokenizer, impatient):
+    written = write(tmp_path / "store", tokenizer, ("train", "de", documents(50)))
+    with served(written.path) as port:
+        store = TokenStore.open(f"http://127.0.0.1:{port}")
+        stream = Stream(store, DataConfig(store=str(tmp_path)), sequence_length=8, seed=1)
+        assert store.sizes("train", "de") == [150]
+    with pytest.raises(TryAgainError, match=f"http://127.0.0.1:{port}: .* 'ids' .* 'de'"):
+        next(batches(stream, batch_size=1, first_step=0, rows=[0]))
+    with pytest.raises(UserError, match=f"http://127.0.0.1:{port}/.*: cannot be read"):
+        TokenStore.open(f"http://127.0.0.1:{port}")
 
 
 def test_verifying_finds_damage_and_differences(tmp_path, tokenizer):

@@ -1,14 +1,18 @@
 """Several processes are one run: the same bits, the same files, and ends that are told apart."""
 
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from campaign import is_saving
 from curves import curve, first_difference, steps_done
+from together import free_port
 
 from teukenjax.errors import LOST, PREEMPTED, UserError
-from teukenjax.processes import Membership, from_runtime, join
+from teukenjax.processes import HEARTBEAT_LIMIT_S, Membership, from_runtime, join
 from teukenjax.train.watch import PULSE_S
 
 
@@ -46,6 +50,46 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(every, together):
     assert again.wait(again.limit_s) == [0], again.said()
     assert "at step " in again.said()
     assert first_difference(straight.out, again.out) is None
+
+
+def dies_in(function: str, folder: Path, *, after_s: float = 0.0) -> list[str]:
+    """What to put before a command so that its Python is killed where it calls ``function``."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        f"import os, signal, time, {function.rsplit('.', 2)[0]}\n"
+        "def die(*_, **__):\n"
+        f"    time.sleep({after_s})\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"{function} = die\n"
+    )
+    return ["env", f"PYTHONPATH={folder}"]
+
+
+def test_a_process_that_dies_while_the_others_start_ends_them(together, tmp_path, hang_s):
+    run = together("run", f"guard.timeout_s={hang_s}", processes=2)
+    # Its constructor is where Orbax waits for all.
+    run.start([[], dies_in("orbax.checkpoint.CheckpointManager.__init__", tmp_path / "site")])
+    assert run.wait(run.limit_s) == [LOST, -signal.SIGKILL], run.said()
+    last = run.said().splitlines()[-1]
+    assert last.startswith("stopped: preparing the first step")
+    assert "no sign of life from process 1" in last
+
+
+def test_a_process_that_dies_in_the_barrier_of_a_save_ends_the_others(together, tmp_path, hang_s):
+    """No collective waits there that would fail at once: it is the time limit that ends them."""
+    limit_s = min(hang_s, HEARTBEAT_LIMIT_S / 2)  # before JAX tells of the loss
+    overrides = (f"guard.timeout_s={limit_s}", "steps=5000", "checkpoint.every=4000")
+    run = together("run", *overrides, processes=2)
+    # The thread that writes, and then waits in the barrier; 5 s later so does the main thread.
+    thread = "orbax.checkpoint._src.checkpointers.async_checkpointer._AsyncManager._thread_func"
+    run.start([[], dies_in(thread, tmp_path / "site", after_s=5)])
+    run.until(run.out, 3, run.limit_s)
+    run.send(signal.SIGUSR1, 0)  # it saves, and waits for the save
+    assert run.wait(run.limit_s) == [LOST, -signal.SIGKILL], run.said()
+    last = run.said().splitlines()[-1]
+    assert last.startswith("stopped: saving step ")
+    assert f" takes over {limit_s:g} s; no sign of life from process 1" in last
+    assert not [path for path in (run.out / "checkpoints").iterdir() if path.name.isdigit()]
 
 
 def test_a_signal_to_one_process_saves_in_all(together):
@@ -86,6 +130,22 @@ def test_a_process_that_hangs_is_named(together, hang_s):
 def test_a_place_that_cannot_be_is_refused(given, message):
     with pytest.raises(UserError, match=message):
         join(given, {})
+
+
+def test_a_process_that_never_comes_ends_the_others_in_one_line():
+    place = f"127.0.0.1:{free_port()}"
+    script = (
+        "from teukenjax import processes\n"
+        "processes.START_LIMIT_S = 2.0\n"
+        f"processes.join(processes.Membership({place!r}, 2, 0), {{}})\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == LOST
+    last = ended.stderr.splitlines()[-1]
+    expected = f"coordinator={place} processes=2 process=0: not all came together within 2 s"
+    assert last == f"stopped: {expected}"
 
 
 def test_without_a_place_there_is_one_process():

@@ -37,6 +37,7 @@ def batches(
 
     Raises (while iterating):
       UserError: for damaged tokens.
+      TryAgainError: for a store that does not answer.
     """
     assert all(0 <= row < batch_size for row in rows)
     steps = grain.MapDataset.source(_Steps(stream, batch_size, rows))[first_step:]

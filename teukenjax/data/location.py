@@ -18,12 +18,18 @@ PASSWORD = re.compile(r"[a-z0-9]+://[^/@]*:[^/@]*@")
 
 
 CACHE_BYTES = 1 << 26  # for the indices of shards, without which each window is two reads
+# A server that does not answer is asked again for five minutes: it may be restarting. TensorStore's
+# own 32 times are as long as a step may take (``guard.timeout_s``), and a mistyped URL's as well.
+RETRIES = {"max_retries": 14, "initial_delay": "1s", "max_delay": "32s"}
+SERVERS = ("http", "gcs", "s3")
+NO_ANSWER = ("ABORTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # of TensorStore, after all of them
 
 
 @functools.cache
 def context() -> ts.Context:
     """One for the process: ``memory://`` stores live in it, and what was read is shared."""
-    return ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
+    retries = {f"{server}_request_retries": RETRIES for server in SERVERS}
+    return ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}} | retries)
 
 
 class Location:
@@ -92,6 +98,11 @@ class Location:
         if self.path is None:
             return f"{self._where}/{key}"
         return {"driver": "file", "path": f"{self.path.absolute()}/{key}"}
+
+
+def has_no_answer(error: Exception) -> bool:
+    """Whether a server does not answer, rather than says that something is not there."""
+    return str(error).startswith(NO_ANSWER)
 
 
 def reason(error: Exception) -> str:

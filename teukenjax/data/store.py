@@ -26,9 +26,9 @@ import tensorstore as ts
 from jaxtyping import Int32, Int64
 from pydantic import BaseModel, ConfigDict
 
-from teukenjax.data.location import Location, context, reason
+from teukenjax.data.location import Location, context, has_no_answer, reason
 from teukenjax.data.tokenizer import Tokenizer
-from teukenjax.errors import UserError
+from teukenjax.errors import LOST, TryAgainError, UserError
 
 FORMAT = 1
 COLUMNS = {"ids": "uint32", "ends": "int64", "bytes": "int64"}
@@ -138,7 +138,12 @@ class TokenStore:
         return counts.tokens if counts else 0
 
     def read(self, split: Split, language: str, start: int, stop: int) -> Int32[np.ndarray, " ids"]:
-        """The ids from ``start`` to before ``stop``; a UserError when they are damaged."""
+        """The ids from ``start`` to before ``stop``.
+
+        Raises (so do all that read arrays):
+          UserError: when they are damaged.
+          TryAgainError: when the store's server does not answer any more.
+        """
         assert 0 <= start <= stop <= self.tokens(split, language)
         return self._read(split, language, "ids", start, stop).astype(np.int32)
 
@@ -170,12 +175,16 @@ class TokenStore:
         return self._read(split, language, name, 0, counts.documents)
 
     def _read(self, split: str, language: str, name: str, start: int, stop: int) -> np.ndarray:
+        what = f"'{name}' of language '{language}' in {split}"
         try:
             return self._arrays[split, language, name][start:stop].read().result()
         except ValueError as error:  # what TensorStore raises for everything
+            if has_no_answer(error):
+                raise TryAgainError(
+                    f"{self.location}: does not answer about {what}: {reason(error)}", LOST
+                ) from None
             raise UserError(
-                f"{self.location}: '{name}' of language '{language}' in {split} is damaged "
-                f"between {start} and {stop}: {reason(error)}"
+                f"{self.location}: {what} is damaged between {start} and {stop}: {reason(error)}"
             ) from None
 
 
@@ -207,7 +216,9 @@ def _opened(location: Location, manifest: Manifest, key: Array, opening: ts.Futu
     expected = counts.tokens if name == "ids" else counts.documents
     try:
         array = opening.result()
-    except ValueError:
+    except ValueError as error:
+        if has_no_answer(error):
+            raise UserError(f"{path}: cannot be read: {reason(error)}") from None
         raise UserError(f"{path}: is missing or damaged: prepare the store again") from None
     if array.shape[0] < expected:
         raise UserError(f"{path}: holds {array.shape[0]} elements, the manifest says {expected}")

@@ -37,7 +37,8 @@ class Feed:
         """The next batch.
 
         Raises:
-          UserError: for damaged tokens, a store that does not answer, or no rows left.
+          UserError: for damaged tokens, or no rows left.
+          TryAgainError: for a store that does not answer.
         """
         try:
             samples = next(self._loaded)

@@ -7,6 +7,7 @@ is decided alike in every process, as the numbers are the same.
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,15 +53,32 @@ class Run:
         console: Console,
         open_source: Callable[[Recipe, Console], Source] = TextSource,
     ):
-        """Finds or makes the run directory and the data, and resolves what depends on them."""
+        """Finds or makes the run directory and the data, and resolves what depends on them.
+
+        Raises:
+          TryAgainError: when another process does not come, or is lost.
+        """
         self.console, self.goodput = console, Goodput()
-        limit_s = recipe.guard.timeout_s
-        with processes.first_alone("run directory and token store", limit_s=limit_s):
+        self.watch = Watch(limit_s=recipe.guard.timeout_s)
+        with self.watch:
+            # Making a store out of text may take hours.
+            self.watch.doing("opening run directory and data", patience=math.inf)
+            self._open(recipe, open_source)
+            self.watch.doing("preparing the first step")
+            self._build()
+
+    def _open(self, recipe: Recipe, open_source: Callable[[Recipe, Console], Source]) -> None:
+        what = "run directory and token store"
+        with processes.first_alone(what, limit_s=recipe.guard.timeout_s):
             self.directory = RunDirectory(recipe)
-            self.source = open_source(recipe, console)
+            self.source = open_source(recipe, self.console)
             self.tokenizer = self.source.tokenizer
-            self.recipe = recipe = resolve(recipe, self.tokenizer)
-            self.changed = self.directory.adopt(recipe, self.tokenizer)
+            self.recipe = resolve(recipe, self.tokenizer)
+            self.changed = self.directory.adopt(self.recipe, self.tokenizer)
+
+    def _build(self) -> None:
+        """What is made of recipe and data; Orbax waits for all processes here."""
+        recipe, console, limit_s = self.recipe, self.console, self.recipe.guard.timeout_s
         self.layout = make_layout(recipe.sharding)
         check_batch(recipe, self.layout)
         device = self.layout.mesh.devices.flat[0]
@@ -74,7 +92,6 @@ class Run:
             self.program, self.hardware, self.guard, self.goodput, self.directory.path, console
         )
         self.replicas = ReplicaCheck(self.layout.mesh, self.program.abstract_state.params)
-        self.watch = Watch(limit_s=limit_s)
         self.preemption = Preemption(self.layout.mesh)
         print_plan(console, self.program, self.stream.mixture, self.hardware)
 
@@ -83,7 +100,7 @@ class Run:
 
         Raises:
           TryAgainError: when the run was told to stop, after saving; or when a process, the
-            network or a replica was lost.
+            network, a data server or a replica was lost.
         """
         with self.watch, self.preemption:
             try:
@@ -152,9 +169,10 @@ class Run:
             self.goodput.spent_on("steps"),
         ):
             for done in range(first + 1, recipe.steps + 1):
-                self.watch.doing(f"step {done}")
+                self.watch.doing(f"step {done}, waiting for {self.source.name}")
                 with self.goodput.spent_on("data"):
                     batch = next(feed)
+                self.watch.doing(f"step {done}")
                 state, metrics = train_step(state, batch)
                 metrics["votes"] = self.preemption.votes()
                 if pending is not None:

@@ -27,7 +27,7 @@ OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")  # of XLA's: no other pr
 
 
 class Watch:
-    """Starts with ``with``; ``doing`` names what the main thread does now.
+    """Starts with ``with``, also again; ``doing`` names what the main thread does now.
 
     An error of the runtime inside the block that another process caused becomes a TryAgainError.
     """
@@ -36,13 +36,13 @@ class Watch:
         """Args: how long one thing may take."""
         self._limit_s = limit_s
         self._beats = 0
-        self.doing("starting")
-        self._ended = threading.Event()
 
     def __enter__(self) -> "Watch":
+        self.doing("starting")
+        self._ended = threading.Event()
         threads = [self._count] + [self._pulse] * (processes.client() is not None)
         for target in threads:
-            threading.Thread(target=target, daemon=True).start()
+            threading.Thread(target=target, args=(self._ended,), daemon=True).start()
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -59,18 +59,18 @@ class Watch:
         """The main thread begins with ``what``, such as "step 12"; it has ``patience`` limits."""
         self._what, self._busy_s, self._patience = what, 0.0, patience
 
-    def _count(self) -> None:
+    def _count(self, ended: threading.Event) -> None:
         last = time.monotonic()
-        while not self._ended.wait(TICK_S):
+        while not ended.wait(TICK_S):
             now = time.monotonic()
             self._busy_s += min(now - last, 2 * TICK_S)
             last = now
             if self._busy_s > self._limit_s * self._patience:
                 self._end()
 
-    def _pulse(self) -> None:
+    def _pulse(self, ended: threading.Event) -> None:
         client, me = processes.client(), jax.process_index()
-        while not self._ended.wait(PULSE_S):
+        while not ended.wait(PULSE_S):
             self._beats += 1
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 pulse = f"{self._beats} {self._what}"
