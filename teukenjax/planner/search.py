@@ -15,6 +15,7 @@ from teukenjax.hardware import Hardware
 from teukenjax.planner.optimizer import Optimizer
 from teukenjax.planner.plans import NAMES, Plans
 from teukenjax.planner.predict import Prediction, doubled, predict
+from teukenjax.planner.profile import with_kernels
 from teukenjax.planner.remat import POLICIES
 from teukenjax.planner.shape import Shape
 from teukenjax.planner.software import Software, software
@@ -46,7 +47,8 @@ class Question:
     def setting(self) -> Setting:
         """What its plans have in common."""
         shape, optimizer = Shape.of(self.recipe.model), Optimizer.of(self.recipe.optimizer)
-        return Setting(shape, self.hw, self.constants, optimizer)
+        constants = with_kernels(self.recipe, self.hw, self.constants)
+        return Setting(shape, self.hw, constants, optimizer)
 
     def on(self, **changes) -> "Question":
         """The same question with other hardware, devices or sequences."""
