@@ -265,6 +265,13 @@ def test_a_split_table_is_never_gathered(strategy):
     assert f"[{rows}," not in text
 
 
+def test_the_tensor_axis_sums_each_devices_own_tokens_and_not_its_groups():
+    text = big_program("fsdp_tp", rows=1_048).as_text()
+    summed = re.findall(r"= f32\[(\d+),16\]\S* all-reduce\(", text)
+    # A chunk of 16 tokens, of which its group has four; the other sum is the table's gradient.
+    assert summed == ["16", "131"]
+
+
 @pytest.mark.parametrize(
     ("strategy", "spec"),
     [("ddp", P()), ("fsdp", P("fsdp")), ("hsdp", P("fsdp")), ("fsdp_tp", P(("fsdp", "tensor")))],

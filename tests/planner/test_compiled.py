@@ -8,16 +8,21 @@ from teukenjax.errors import UserError
 from teukenjax.hardware import catalogue, named
 from teukenjax.planner.compiled import compile_step, devices_of, target_text
 from teukenjax.planner.memory import memory
-from teukenjax.planner.plans import Plans
+from teukenjax.planner.plans import NAMES, Plans
+from teukenjax.planner.remat import POLICIES
 from teukenjax.planner.step_time import step_time, wire_bytes
-from teukenjax.recipe import load
 
 HAS_COMPILER = importlib.util.find_spec("jax_cuda13_plugin") is not None
+ONCE = {"strategy": "fsdp", "fsdp": 8, "remat": "save_attention", "once": True}
+# hardware, layers, and a plan: the model on H100s with our kernels, a part of it on H200s without.
 PLANS = {
-    "fsdp": {"fsdp": 8, "remat": "save_attention"},
-    "gathered once": {"strategy": "fsdp", "fsdp": 8, "remat": "save_attention", "once": True},
-    "hsdp": {"replica": 2, "fsdp": 4, "remat": "full"},
-    "fsdp_tp": {"fsdp": 4, "tensor": 2, "remat": "save_projections"},
+    "fsdp": ("h100-sxm", 32, {"fsdp": 8, "remat": "save_attention"}),
+    "gathered once": ("h100-sxm", 32, ONCE),
+    "hsdp": ("h100-sxm", 32, {"replica": 2, "fsdp": 4, "remat": "full"}),
+    "fsdp_tp": ("h100-sxm", 32, {"fsdp": 4, "tensor": 2, "remat": "save_projections"}),
+    "hsdp of replicas": ("h200-sxm", 8, {"strategy": "hsdp", "replica": 2, "micro_batch": 4}),
+    "tensor": ("h200-sxm", 8, {"strategy": "fsdp_tp", "tensor": 2, "remat": "full"}),
+    "tensor of four": ("h200-sxm", 8, {"strategy": "fsdp_tp", "fsdp": 4, "tensor": 2}),
 }
 
 
@@ -38,26 +43,41 @@ def test_a_missing_compiler_says_how_to_install_it():
 
 @pytest.mark.compiler
 @pytest.mark.parametrize("name", PLANS)
-def test_memory_flops_and_bytes_are_those_of_the_compiled_step(name, setting_of):
-    choices = {"strategy": name} | PLANS[name]
-    plan = Plans.single(micro_batch=1, accumulation=2, sequence=4096, **choices)
-    mesh = {axis: choices.get(axis, 1) for axis in ("replica", "tensor")}
-    sequences = 2 * int(plan.replica[0] * plan.fsdp[0])
-    recipe = load(
-        "configs/recipes/teuken-7b.yaml",
-        [
-            f"sharding.strategy={choices['strategy']}",
-            *(f"sharding.{axis}={size}" for axis, size in mesh.items()),
-            f"batch.sequences={sequences}",
-            "batch.accumulation=2",
-            f"compute.remat={choices['remat']}",
-            f"compute.gather={'step' if choices.get('once') else 'layer'}",
-        ],
-    )
-    made, setting = compile_step(recipe, named("h100-sxm"), 8), setting_of(recipe)
+def test_memory_flops_and_bytes_are_those_of_the_compiled_step(name, question_of):
+    hardware, layers, choices = PLANS[name]
+    choices = {"strategy": name, "micro_batch": 1 if layers == 32 else 2, **choices}
+    choices = {"remat": "save_attention", **choices}
+    plan = Plans.single(accumulation=2, sequence=4096, **choices)
+    question = question_of(hardware, plan, layers)
+    setting, recipe = question.setting, question.recipe
+    made = compile_step(recipe, question.hw, question.devices)
     held = memory(plan, setting, head_chunk=recipe.compute.head_chunk)
-    needed = (held.total - held.reserve)[0]
-    assert needed == pytest.approx(made.memory, rel=0.04)
+    needed = held.counted[0]
+    assert needed == pytest.approx(made.memory, rel=0.03)
     assert step_time(plan, setting).hardware_flops[0] == pytest.approx(made.flops, rel=1e-3)
     sent = sum(found.sent for found in made.collectives)
-    assert wire_bytes(plan, setting)[0] == pytest.approx(sent, rel=0.01)
+    assert wire_bytes(plan, setting)[0] == pytest.approx(sent, rel=1e-3)
+
+
+@pytest.fixture
+def question_of(teuken):
+    """A function from hardware, one plan and layers to the question that has this plan alone."""
+
+    def ask(hardware: str, plan: Plans, layers: int):
+        return teuken(
+            hardware,
+            int(plan.devices[0]),
+            f"model.layers={layers}",
+            # What it holds of gradients and updates while it observes them is not modelled; it is
+            # the peak of "tensor", 5 % more.
+            "telemetry.every=null",
+            f"sharding.strategy={NAMES[plan.strategy[0]]}",
+            f"sharding.replica={plan.replica[0]}",
+            f"sharding.tensor={plan.tensor[0]}",
+            f"batch.sequences={2 * int((plan.micro_batch * plan.replica * plan.fsdp)[0])}",
+            "batch.accumulation=2",
+            f"compute.remat={POLICIES[plan.remat[0]]}",
+            f"compute.gather={'step' if plan.once[0] else 'layer'}",
+        )
+
+    return ask

@@ -88,6 +88,15 @@ def test_volumes_of_the_strategies_stand_in_their_known_ratios(teuken):
     assert sent == pytest.approx({"ddp": 8 * unit, "zero2": 8 * unit, "fsdp": 8 * unit + states})
 
 
+@pytest.mark.parametrize(("remat", "sums"), [("none", 4), ("save_attention", 4), ("full", 5)])
+def test_the_tensor_axis_sums_states_once_more_only_where_attention_runs_again(remat, sums, teuken):
+    setting = teuken().setting
+    plans = Plans.single(strategy="fsdp_tp", tensor=2, remat=remat, sequence=4096)
+    states = 2 * 4096 * setting.shape.width  # bytes of [E, D]; on two devices a ring sends it once
+    # Beside the layers: the embedding's, there and back, and the head's in fp32.
+    assert wire_bytes(plans, setting)[0] == (sums * setting.shape.layers + 1 + 1 + 2) * states
+
+
 def test_the_slower_of_network_and_computing_sets_the_step(teuken):
     question = teuken("h100-sxm", 64)
     slow = dataclasses.replace(

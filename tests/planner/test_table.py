@@ -64,10 +64,12 @@ def test_other_gpus_and_networks_are_predicted_without_a_fit():
 
 
 def test_our_own_steps_are_predicted_to_a_few_percent():
-    assert np.abs(own_errors("step_s")).max() < 0.05
-    # A table too much where cuBLAS adds a chunk's product to the table's gradient in place.
-    assert np.abs(own_errors("peak_gib")).max() < 0.035
-    # These ran cuDNN's forward twice and had gradients of their own, which the model does not.
+    # The last two are of two H200, whose profile is of one: their NVLink is the datasheet's.
+    assert np.abs(own_errors("step_s")[:-2]).max() < 0.03
+    assert np.abs(own_errors("step_s")[-2:]).max() < 0.06
+    assert np.abs(own_errors("peak_gib")).max() < 0.005
+    # These ran cuDNN's forward twice and had gradients of their own, which the model does not; or
+    # sent more than it does.
     assert np.abs(own_errors("step_s", before=True)).max() < 0.15
 
 

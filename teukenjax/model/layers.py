@@ -87,11 +87,9 @@ def embed(
         own = (rows >= 0) & (rows < table_VD.shape[0])
         # One owner a token: the sum has one term that is not zero, exact in any dtype.
         found = jnp.where(own[..., None], table_VD[jnp.where(own, rows, 0)], 0.0).astype(dtype)
-        if rest:
-            found = lax.psum(found, rest)
-        if not gather_axes:
-            return found
-        return lax.psum_scatter(found, gather_axes, scatter_dimension=0, tiled=True)
+        if gather_axes:  # first, so that fewer tokens are summed over the rest
+            found = lax.psum_scatter(found, gather_axes, scatter_dimension=0, tiled=True)
+        return lax.psum(found, rest) if rest else found
 
     return jax.shard_map(
         lookup,

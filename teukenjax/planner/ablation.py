@@ -24,14 +24,12 @@ from teukenjax.errors import UserError, nearest
 from teukenjax.flags import launch
 from teukenjax.hardware import catalogue, find_hardware
 from teukenjax.planner.fabric import GIGA
-from teukenjax.planner.memory import memory
-from teukenjax.planner.plans import Plans
 from teukenjax.planner.profile import as_measured
 from teukenjax.planner.program import collectives
 from teukenjax.planner.remat import POLICIES
 from teukenjax.planner.report import GIB
 from teukenjax.planner.search import Question
-from teukenjax.planner.step_time import step_time, wire_bytes
+from teukenjax.planner.step_time import wire_bytes
 from teukenjax.recipe import Recipe, load, validate
 from teukenjax.sharding import STRATEGIES, make_layout
 from teukenjax.train.batch import Batch, place_batch
@@ -105,7 +103,7 @@ def run_case(case: Case) -> dict[str, str]:
     compiled = make_train_step(program).lower(state, batch).compile()
     sizes = compiled.memory_analysis()
     sent = sum(found.sent for found in collectives(compiled.as_text()))
-    row = predicted(case, recipe, layout) | {
+    row = predicted(recipe, layout) | {
         "compiled_gib": f"{(sizes.argument_size_in_bytes + sizes.temp_size_in_bytes) / GIB:.4f}",
         "compiled_sent_gb": f"{sent / GIGA:.4f}",
     }
@@ -132,27 +130,16 @@ def recipe_of(case: Case, devices: int) -> Recipe:
     return validate(Recipe, base.model_dump(mode="json") | changes, str(case.recipe))
 
 
-def predicted(case: Case, recipe: Recipe, layout) -> dict[str, str]:
+def predicted(recipe: Recipe, layout) -> dict[str, str]:
     """By the model; seconds only for hardware that the catalogue knows."""
     known = find_hardware(recipe.hardware, jax.devices()[0])
     hw, constants = as_measured(known or next(iter(catalogue().values())))
-    setting = Question(recipe, hw, layout.mesh.size, constants=constants).setting
-    plan = Plans.single(
-        strategy=case.strategy,
-        remat=case.remat,
-        micro_batch=case.micro_batch,
-        accumulation=2,
-        sequence=recipe.model.context,
-        light=getattr(recipe.optimizer, "light", False),
-        once=recipe.compute.gather == "step",
-        **layout.mesh.shape,
-    )
-    held = memory(plan, setting, head_chunk=recipe.compute.head_chunk)
-    seconds = step_time(plan, setting).total[0]
+    found = Question(recipe, hw, layout.mesh.size, constants=constants).own
     return {
-        "predicted_gib": f"{(held.total - held.reserve)[0] / GIB:.4f}",
-        "predicted_s": f"{seconds:.5f}" if known else "",  # bytes do not depend on the hardware
-        "predicted_sent_gb": f"{wire_bytes(plan, setting)[0] / GIGA:.4f}",
+        "predicted_gib": f"{found.memory.counted[0] / GIB:.4f}",
+        # Bytes do not depend on the hardware.
+        "predicted_s": f"{found.time.total[0]:.5f}" if known else "",
+        "predicted_sent_gb": f"{wire_bytes(found.plans, found.setting)[0] / GIGA:.4f}",
     }
 
 

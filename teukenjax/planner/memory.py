@@ -5,11 +5,11 @@ step needs beside them peaks in one of five phases. Beside the first four stand 
 gradients, transposed weights and copies:
 
     embed      kept activations, and the states of all tokens of the group, where tokens travel
-    loss       kept activations, logits, the table's gradient with that of a chunk
-    backward   kept activations, one layer's working set, its gathered weights and unreduced
-               gradient
-    reduce     a device's own sum, where devices have to add theirs, the second gradient of a tied
-               table, the states of all tokens again
+    loss       kept activations, the last states, logits, the table's gradient, zeros
+    backward   kept activations, one layer's working set, its weights and its gradient, a device's
+               own sum where devices have to add theirs, a tied table's gradient that waits for
+               that of the embedding, zeros for that
+    reduce     a device's own sum, a tied table's gradients, the states of all tokens again
     update     updates while they are gathered
 
 Source: derived; what the phases hold was read from compiled programs, and is compared with them in
@@ -27,8 +27,8 @@ from teukenjax.planner.step_time import Setting
 STANDING = ("gradients", "transposed", "copies")
 PHASES = {
     "embed": (*STANDING, "kept", "states"),
-    "loss": (*STANDING, "kept", "logits", "table"),
-    "backward": (*STANDING, "kept", "layer", "gathered"),
+    "loss": (*STANDING, "kept", "ends", "logits", "table", "zeros"),
+    "backward": (*STANDING, "kept", "layer", "gathered", "own", "waiting", "zeros"),
     "reduce": (*STANDING, "own", "second", "states"),
     "update": ("updates",),
 }
@@ -44,15 +44,19 @@ class Memory:
       moments: of the optimizer.
       reserve: context, communication, fragmentation.
       gradients: fp32, of all micro-batches: each is added in place.
-      own: fp32, a device's own sum where it is added to others', beside that of all.
+      own: fp32, a device's own sum of layers' gradients where it is added to others', beside that
+        of all.
       transposed: weights whose gathered axis is not their first, turned once a step.
       copies: layers' weights in 16 bits, whole, where they are gathered once a step.
       kept: activations from the forward to the backward pass.
       states: 16-bit embeddings of all n devices' tokens, before each keeps its own.
+      ends: 16-bit states beyond the layers: the last, its norm, and the gradient of that.
       logits: of a chunk, with what the loss holds beside them.
-      table: gradient of the output table, of a chunk and of those before it.
+      table: gradient of the output table.
       layer: one layer's backward working set.
       gathered: weights of layers in flight, and a layer's gradients before they are reduced.
+      waiting: gradient of a tied table's head while layers' are computed.
+      zeros: into which that of its embedding will be scattered.
       second: gradients of a tied table's embedding, before they are added to that of its head.
       updates: of leaves, while they are gathered.
     """
@@ -66,10 +70,13 @@ class Memory:
     copies: np.ndarray
     kept: np.ndarray
     states: np.ndarray
+    ends: np.ndarray
     logits: np.ndarray
     table: np.ndarray
     layer: np.ndarray
     gathered: np.ndarray
+    waiting: np.ndarray
+    zeros: np.ndarray
     second: np.ndarray
     updates: np.ndarray
 
@@ -85,7 +92,12 @@ class Memory:
     @property
     def total(self) -> np.ndarray:
         """At the peak."""
-        return self.parameters + self.moments + self.reserve + self.temporary
+        return self.counted + self.reserve
+
+    @property
+    def counted(self) -> np.ndarray:
+        """What the device counts as its peak, and the compiler: all but the reserve."""
+        return self.parameters + self.moments + self.temporary
 
     def split(self, index: int) -> dict[str, float]:
         """One plan's bytes at its peak, by component."""
@@ -105,6 +117,7 @@ def memory(plans: Plans, setting: Setting, *, head_chunk: int) -> Memory:
     phi, E, remats = shape.parameters, plans.tokens, plans.remats(shape)
     owned = 4.0 * phi / plans.shards("gradients")
     logits, table = _loss(plans, setting, head_chunk)
+    waiting, zeros = _waiting(plans, setting)
     return Memory(
         parameters=4.0 * phi / plans.shards("parameters"),
         moments=setting.optimizer.state_bytes * phi / plans.shards("optimizer"),
@@ -116,10 +129,13 @@ def memory(plans: Plans, setting: Setting, *, head_chunk: int) -> Memory:
         copies=np.where(plans.once, 2.0 * shape.layer_weights / plans.tensor, 0.0),
         kept=E * shape.layers * (remats.whole + (remats.kept - remats.whole) / plans.tensor),
         states=2.0 * _group(plans, setting) * E * shape.width,
+        ends=6.0 * E * shape.width * constants.table_stays,
         logits=logits,
         table=table,
-        layer=E * constants.layer_widths * 2.0 * shape.width,
+        layer=_layer(plans, setting),
         gathered=_gathered(plans, setting),
+        waiting=waiting,
+        zeros=zeros,
         second=_second(plans, setting),
         updates=_updates(plans, setting),
     )
@@ -141,45 +157,60 @@ def _loss(plans: Plans, setting: Setting, head_chunk: int):
 
     logit_held_bytes for each logit of a chunk. Where tokens travel, a chunk is of all n devices of
     the group and each sees V/n rows, as many logits as alone; but its hidden states and their
-    fp32 gradient are there for all: (2 + 4)·n·chunk·D. The gradient is 4·V·D, once more for a
-    chunk's own where the table is whole. Source: read from compiled programs.
+    fp32 gradient are there for all: (2 + 4)·n·chunk·D. The gradient is 4·V·D, to which each chunk
+    adds in place. Source: read from compiled programs.
     """
     shape, constants = setting.shape, setting.software
     tokens = np.minimum(plans.tokens, head_chunk) if head_chunk else plans.tokens
     logits = tokens * shape.vocab * constants.logit_held_bytes / plans.tensor
     split = plans.shards("parameters", "vocab") if constants.table_stays else plans.tensor
-    rows, group = shape.vocab / split, _group(plans, setting)
-    states = 6.0 * group * tokens * shape.width
-    chunks = constants.table_stays & (group == 0)
-    gradients = np.where(chunks, 2, 1) * 4.0 * rows * shape.width
-    return logits + 2.0 * rows * shape.width + states, gradients
+    rows = shape.vocab / split
+    states = 6.0 * _group(plans, setting) * tokens * shape.width
+    return logits + 2.0 * rows * shape.width + states, 4.0 * rows * shape.width
+
+
+def _layer(plans: Plans, setting: Setting) -> np.ndarray:
+    """2·E·((layer_ffns·F + H·N)/t + layer_widths·D) bytes.
+
+    Ours in the backward pass of its MLP: gate and up, the gradients of both; queries; the MLP's
+    input, the gradients of that from gate, from up and their sum, and what the layer after sent.
+    Source: read from compiled programs.
+    """
+    shape, constants = setting.shape, setting.software
+    inner = constants.layer_ffns * shape.ffn + shape.heads * shape.head_dim
+    return 2.0 * plans.tokens * (inner / plans.tensor + constants.layer_widths * shape.width)
 
 
 def _gathered(plans: Plans, setting: Setting) -> np.ndarray:
-    """(1 + n)·2·φ_layer in 16 bits with a prefetch of n = 1, and one gradient to be reduced.
+    """What a layer's backward pass holds of its weights and of their gradients.
 
-    Source: derived. Weights that are whole are only cast, and their gradients written in place;
-    with copies of them there is neither.
+    Ours, of weights that are split: two of the MLP's matrices in 16 bits, and the fp32 gradient of
+    one before it is reduced: (2·2 + 4)·D·F; with copies only the gradient. Of whole ones: all in 16
+    bits, and the layer's slice of the sum in fp32, (2 + 4)·φ_layer. Source: read from compiled
+    programs. Other software: (1 + n)·2·φ_layer with a prefetch of n = 1, and one gradient.
     """
     shape, constants = setting.shape, setting.software
     unit = shape.layer_weights / shape.layers / plans.tensor
-    tables = 0.0 if constants.table_stays else 2.0 * shape.table_weights / plans.tensor
     split = plans.shards("parameters") > plans.tensor
+    if constants.table_stays:
+        matrix = 1.0 * shape.width * shape.ffn / plans.tensor
+        gathered = np.where(plans.once, 4.0, 8.0) * matrix
+        return np.where(split, gathered, 6.0 * unit)
+    tables = 2.0 * shape.table_weights / plans.tensor
     reduced = np.where(plans.shards("gradients") > 1, constants.gradient_bytes * unit, 0.0)
-    weights = np.where(split, 4.0 * unit + tables, 2.0 * unit)
-    return np.where(plans.once, 0.0, weights) + reduced
+    return np.where(split, 4.0 * unit + tables, 2.0 * unit) + reduced
 
 
 def _own(plans: Plans, setting: Setting) -> np.ndarray:
-    """4·φ in pieces, where gradients are summed over devices that hold the same piece.
+    """4·φ_layers in pieces, where gradients are summed over devices that hold the same piece.
 
-    ddp adds over all, hsdp over replicas, when the micro-batches are done. Others reduce each
-    layer's gradient where it is made. Source: read from compiled programs; other software adds in
-    place.
+    ddp adds over all, hsdp over replicas, when the micro-batches are done; each micro-batch has a
+    sum of its own that is added to theirs. Others reduce each layer's gradient where it is made.
+    Source: read from compiled programs; other software adds in place.
     """
     pieces = plans.shards("gradients")
     alike = setting.software.table_stays & (plans.devices > pieces)
-    return np.where(alike, 4.0 * setting.shape.parameters / pieces, 0.0)
+    return np.where(alike, 4.0 * setting.shape.layer_weights / pieces, 0.0)
 
 
 def _transposed(plans: Plans, setting: Setting) -> np.ndarray:
@@ -192,6 +223,20 @@ def _transposed(plans: Plans, setting: Setting) -> np.ndarray:
     held = 4.0 * shape.layers * shape.width * (shape.ffn + shape.heads * shape.head_dim) / pieces
     turned = setting.software.table_stays & (pieces > plans.tensor) & ~plans.once
     return np.where(turned, held, 0.0)
+
+
+def _waiting(plans: Plans, setting: Setting):
+    """4·V·D of a tied table's head on several devices, split as the table is; and zeros like it.
+
+    The embedding's gradient is scattered into zeros where the table is whole on several of them:
+    the compiler makes them with those at which the head's sum starts, and keeps them. Elsewhere
+    it is scattered where the head's is, or into zeros that are made then.
+    """
+    shape, pieces = setting.shape, plans.shards("parameters")
+    tied = setting.software.table_stays & shape.tied & (plans.devices > 1)
+    table = tied * 4.0 * shape.vocab * shape.width / pieces
+    early = (pieces == plans.tensor) & (plans.devices > pieces)
+    return table, np.where(early, table, 0.0)
 
 
 def _second(plans: Plans, setting: Setting) -> np.ndarray:

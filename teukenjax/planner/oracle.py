@@ -40,7 +40,7 @@ def check(answer: Answer, index: int) -> Check:
     rows = np.array([index])
     held = prediction.memory
     predicted = {
-        "memory": float((held.total - held.reserve)[index]),
+        "memory": float(held.counted[index]),
         "flops": float(prediction.time.hardware_flops[index]),
         "wire": float(wire_bytes(prediction.plans[rows], prediction.setting)[0]),
     }

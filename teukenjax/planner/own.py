@@ -4,16 +4,15 @@ import functools
 from dataclasses import dataclass
 
 from teukenjax.hardware import configs, named
-from teukenjax.planner.optimizer import Optimizer
 from teukenjax.planner.plans import Plans
 from teukenjax.planner.predict import Prediction, predict
 from teukenjax.planner.profile import as_measured
-from teukenjax.planner.shape import Shape
-from teukenjax.planner.step_time import Setting
+from teukenjax.planner.search import Question
 from teukenjax.planner.table import GIB, PUBLISHED, read_rows
 from teukenjax.recipe import load
 
 SPLIT = {"hsdp": "replica", "fsdp_tp": "tensor"}  # on two devices, else fsdp
+BEFORE = ("barriers", "before")  # programs that there are no more
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class OwnRun:
     @property
     def before(self) -> bool:
         """Whether its program is one that there is no more."""
-        return self.row["program"] == "before"
+        return self.row["program"] in BEFORE
 
     def error(self, column: str) -> float | None:
         """Predicted over measured − 1 of seconds, temporary or peak memory; none if not known.
@@ -39,7 +38,7 @@ class OwnRun:
         predicted = {
             "step_s": self.prediction.time.total,
             "temporary_gib": held.temporary / GIB,
-            "peak_gib": (held.total - held.reserve) / GIB,
+            "peak_gib": held.counted / GIB,
         }
         return float(predicted[column][0]) / float(self.row[column]) - 1
 
@@ -63,9 +62,11 @@ def predict_own(row: dict[str, str]) -> Prediction:
     overrides = [f"optimizer={{name: {row['optimizer']}}}", f"model.layers={row['layers']}"]
     if row["gram"] == "T":
         overrides.append("optimizer.method=gram")
+    head = "pallas" if row["program"] == "kernels" else "reference"
+    overrides.append(f"compute.kernels.cross_entropy={head}")
     recipe = load(configs() / "recipes" / "teuken-7b.yaml", overrides)
     hw, constants = as_measured(named(row["hardware"]))
-    shape, optimizer = Shape.of(recipe.model), Optimizer.of(recipe.optimizer)
+    setting = Question(recipe, hw, int(row["devices"]), constants=constants).setting
     plan = Plans.single(
         strategy=row["strategy"],
         remat=row["remat"],
@@ -76,5 +77,4 @@ def predict_own(row: dict[str, str]) -> Prediction:
         once=row["once"] == "T",
         **{SPLIT.get(row["strategy"], "fsdp"): int(row["devices"])},
     )
-    setting = Setting(shape, hw, constants, optimizer)
     return predict(plan, setting, head_chunk=int(row["head_chunk"]))

@@ -8,11 +8,14 @@ them that such things reach.
 import functools
 
 from teukenjax.hardware import Hardware, configs
+from teukenjax.kernels.choice import Device, choose_kernels
 from teukenjax.planner.program import Collective
 from teukenjax.planner.software import FAST_SHARE, Software, software
-from teukenjax.recipe import PositiveFloat, Section, read_yaml, validate
+from teukenjax.recipe import PositiveFloat, Recipe, Section, read_yaml, validate
 
 COPY_SHARE = 3.0 / 3.35  # H100: reachable, of the datasheet's memory bandwidth
+# Our head's kernel leaves a logit's power in 16 bits, beside which its gradient is written in 16.
+KERNEL_LOGIT_BYTES = 4
 
 
 class Timing(Section):
@@ -79,3 +82,15 @@ def as_measured(hw: Hardware) -> tuple[Hardware, Software]:
     """Hardware and our own shares: by its profile if there is one, else as the files say."""
     profile, constants = profile_of(hw), software("teukenjax")
     return (hw, constants) if profile is None else calibrated(hw, constants, profile)
+
+
+def with_kernels(recipe: Recipe, hw: Hardware, constants: Software) -> Software:
+    """Our shares with the kernels that the recipe takes on that hardware.
+
+    Raises:
+      UserError: for a kernel that cannot run there.
+    """
+    device = Device("gpu", " ".join(hw.device_kinds))
+    head = choose_kernels(recipe, device, tokens=recipe.model.context)["cross_entropy"]
+    held = {"pallas": KERNEL_LOGIT_BYTES}.get(head.implementation, constants.logit_held_bytes)
+    return constants.model_copy(update={"logit_held_bytes": held})

@@ -15,12 +15,13 @@ from teukenjax.hardware import Hardware
 from teukenjax.planner.optimizer import Optimizer
 from teukenjax.planner.plans import NAMES, Plans
 from teukenjax.planner.predict import Prediction, doubled, predict
+from teukenjax.planner.profile import with_kernels
 from teukenjax.planner.remat import POLICIES
 from teukenjax.planner.shape import Shape
 from teukenjax.planner.software import Software, software
 from teukenjax.planner.step_time import Setting
 from teukenjax.recipe import Recipe
-from teukenjax.sharding import STRATEGIES
+from teukenjax.sharding import STRATEGIES, mesh_shape
 
 GIGA = 1e9
 WHAT_IF = {  # what to buy → the hardware with it
@@ -46,7 +47,35 @@ class Question:
     def setting(self) -> Setting:
         """What its plans have in common."""
         shape, optimizer = Shape.of(self.recipe.model), Optimizer.of(self.recipe.optimizer)
-        return Setting(shape, self.hw, self.constants, optimizer)
+        constants = with_kernels(self.recipe, self.hw, self.constants)
+        return Setting(shape, self.hw, constants, optimizer)
+
+    @property
+    def own(self) -> Prediction:
+        """Of the plan that the recipe itself says.
+
+        Raises:
+          UserError: when its batch or its mesh does not suit that many devices.
+        """
+        recipe, batch = self.recipe, self.recipe.batch
+        sizes = mesh_shape(recipe.sharding, self.devices)
+        shards = self.devices // sizes["tensor"]
+        if batch.sequences % (shards * batch.accumulation):
+            raise UserError(
+                f"batch.sequences={batch.sequences}: must be a multiple of "
+                f"{batch.accumulation} micro-batches on {shards} devices"
+            )
+        plan = Plans.single(
+            strategy=recipe.sharding.strategy,
+            remat=recipe.compute.remat,
+            micro_batch=batch.sequences // (shards * batch.accumulation),
+            accumulation=batch.accumulation,
+            sequence=recipe.model.context,
+            light=getattr(recipe.optimizer, "light", False),
+            once=recipe.compute.gather == "step",
+            **sizes,
+        )
+        return predict(plan, self.setting, head_chunk=recipe.compute.head_chunk)
 
     def on(self, **changes) -> "Question":
         """The same question with other hardware, devices or sequences."""

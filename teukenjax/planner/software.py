@@ -38,7 +38,8 @@ class Software(Section):
       launches: collectives of a layer in a micro-step.
       table_stays: tokens travel to shards of the vocabulary table, instead of the table to them.
       regathers: each recomputed product gathers its weight once more.
-      layer_widths: a layer's backward working set, in D 16-bit numbers a token.
+      layer_ffns, layer_widths: a layer's backward working set, in F and in D 16-bit numbers a
+        token; those of the width are not split over the tensor axis.
       reserve_gb: 10⁹ bytes that context, communication and fragmentation take.
       usable: share of the device's memory that the allocator may use.
     """
@@ -57,6 +58,7 @@ class Software(Section):
     launches: int
     table_stays: bool
     regathers: bool
+    layer_ffns: float
     layer_widths: float
     reserve_gb: float
     usable: PositiveFloat

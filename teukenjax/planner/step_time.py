@@ -164,8 +164,9 @@ def _volumes(plans: Plans, setting: Setting):
         zero1, zero2   reduce-scatter over fsdp, all-reduce of the pieces over replica likewise
         fsdp, …        all-gather forward, backward and for recomputed weights, or once for all
                        micro-steps; reduce-scatter
-        tensor         all-reduce of [E, D] twice a layer forward, twice back, once recomputed;
-                       and of the table's states, 8·n·E·D bytes
+        tensor         all-reduce of [E, D] twice a layer forward, twice back, once more where
+                       attention is computed again, since its output is; and of the table's
+                       states, (2 + 4 + 2)·E·D bytes
         table          if split and staying: tokens gathered for the head, their gradients
                        scattered, and the embedding's the other way: (2·2 + 4 + 2)·n·E·D bytes;
                        if split and gathered, as a layer; if whole, the gradients of embedding
@@ -195,7 +196,6 @@ def _volumes(plans: Plans, setting: Setting):
         split_gradients, Qg * whole + ends, 2.0 * (Qg * whole / waits + ends)
     )
     over_replica = 2.0 * Qg * (whole / waits + both_ends) / (plans.shards("gradients") / t)
-    passes = 4.0 + (remats.matmul > 0)
-    over_tensor = 2.0 * passes * shape.layers * 2.0 * plans.tokens * shape.width
-    over_tensor = over_tensor + 2.0 * 8.0 * states * software.table_stays
+    passes = 2.0 * (4.0 + remats.attention) * shape.layers + 8.0 * software.table_stays
+    over_tensor = 2.0 * passes * plans.tokens * shape.width
     return over_fsdp, over_replica, over_tensor

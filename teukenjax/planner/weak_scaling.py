@@ -20,14 +20,12 @@ from teukenjax.errors import UserError
 from teukenjax.hardware import Hardware
 from teukenjax.planner.compiled import compile_step
 from teukenjax.planner.fabric import GIGA
-from teukenjax.planner.plans import Plans
-from teukenjax.planner.predict import Prediction, predict
+from teukenjax.planner.predict import Prediction
 from teukenjax.planner.profile import as_measured
 from teukenjax.planner.report import GIB
 from teukenjax.planner.search import Question
 from teukenjax.planner.step_time import wire_bytes
-from teukenjax.recipe import Recipe, load
-from teukenjax.sharding import mesh_shape
+from teukenjax.recipe import load
 from teukenjax.train.plan import with_vocabulary
 
 SPLIT = {"hsdp": "replica", "fsdp_tp": "tensor"}  # these halve the host; the rest is fsdp
@@ -80,7 +78,8 @@ def _row(series: Series, devices: int, strategy: str) -> dict[str, str]:
     asked = [*series.overrides, *_overrides(series, devices, strategy)]
     try:
         recipe = with_vocabulary(load(series.recipe, asked))
-        prediction = predicted(recipe, series.hw, devices)
+        hw, constants = as_measured(series.hw)
+        prediction = Question(recipe, hw, devices, constants=constants).own
         row |= _predicted(prediction)
         if series.compiled:
             found = compile_step(recipe, series.hw, devices)
@@ -100,41 +99,11 @@ def _overrides(series: Series, devices: int, strategy: str) -> list[str]:
     return [f"sharding.strategy={strategy}", *mesh, f"batch.sequences={devices * series.sequences}"]
 
 
-def predicted(recipe: Recipe, hw: Hardware, devices: int) -> Prediction:
-    """Of a recipe as it stands, its vocabulary known; by the profile of the hardware if it has one.
-
-    Raises:
-      UserError: when its batch does not divide, or its mesh does not suit that many devices.
-    """
-    sizes = mesh_shape(recipe.sharding, devices)
-    parts = recipe.batch.accumulation * devices // sizes["tensor"]
-    if recipe.batch.sequences % parts:
-        raise UserError(
-            f"batch.sequences={recipe.batch.sequences}: does not divide into {parts} parts: "
-            f"{recipe.batch.accumulation} micro-batches on {parts // recipe.batch.accumulation} "
-            "devices"
-        )
-    plan = Plans.single(
-        strategy=recipe.sharding.strategy,
-        remat=recipe.compute.remat,
-        micro_batch=recipe.batch.sequences // parts,
-        accumulation=recipe.batch.accumulation,
-        sequence=recipe.model.context,
-        light=getattr(recipe.optimizer, "light", False),
-        once=recipe.compute.gather == "step",
-        **sizes,
-    )
-    hw, constants = as_measured(hw)
-    setting = Question(recipe, hw, devices, constants=constants).setting
-    return predict(plan, setting, head_chunk=recipe.compute.head_chunk)
-
-
 def _predicted(found: Prediction) -> dict[str, str]:
-    held = (found.memory.total - found.memory.reserve)[0]
     return {
         "predicted_tokens_per_s": f"{found.tokens_per_s[0]:.0f}",
         "predicted_mfu": f"{found.mfu[0]:.4f}",
-        "predicted_gib": f"{held / GIB:.2f}",
+        "predicted_gib": f"{found.memory.counted[0] / GIB:.2f}",
         "predicted_sent_gb": f"{wire_bytes(found.plans, found.setting)[0] / GIGA:.2f}",
         "failed": "" if found.fits[0] else "predicted not to fit",
     }

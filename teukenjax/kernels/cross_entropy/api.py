@@ -210,11 +210,10 @@ def _gather(head: Head, x: Array) -> Array:
 
 def _scatter(head: Head, partial_CD: Array) -> Array:
     """Sums over the vocabulary's shards; each device gets its own tokens back."""
+    if head.gather_axes:  # first, so that fewer tokens are summed over the rest
+        partial_CD = lax.psum_scatter(partial_CD, head.gather_axes, scatter_dimension=0, tiled=True)
     rest = tuple(axis for axis in head.vocab_axes if axis not in head.gather_axes)
-    partial_CD = _across(lax.psum, partial_CD, rest)
-    if not head.gather_axes:
-        return partial_CD
-    return lax.psum_scatter(partial_CD, head.gather_axes, scatter_dimension=0, tiled=True)
+    return _across(lax.psum, partial_CD, rest)
 
 
 def _own(head: Head, x_C: Array) -> Array:
