@@ -25,6 +25,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from teukenjax.bench.apart import step_apart
 from teukenjax.recipe import Recipe, load
 
 TINY = [
@@ -54,23 +55,12 @@ def main(
     given = [*(overrides or []), OPTIMIZER, "telemetry.every=null", *(TINY if tiny else [])]
     theirs = torch_side(recipe, given, gpus, torch_micro, checkpoint, repeats)
     print(json.dumps({"torch": theirs}), flush=True)
-    ours = jax_side(recipe, given, repeats)
+    ours = step_apart(recipe, given, repeats=repeats)
     print(json.dumps({"teukenjax": ours}), flush=True)
     ratio = ours["tokens_per_s_per_device"] / theirs["tokens_per_s_per_device"]
     print(f"tokens/s of teukenjax over PyTorch: {ratio:.2f}")
     if out is not None:
         out.write_text(json.dumps({"torch": theirs, "teukenjax": ours, "ratio": ratio}, indent=1))
-
-
-def jax_side(recipe: Path, overrides: list[str], repeats: int) -> dict:
-    """The row of ``bench step``."""
-    with tempfile.TemporaryDirectory() as folder:
-        results = Path(folder) / "row.jsonl"
-        verb = "from teukenjax.cli import main; main()"
-        options = ["--fake-data", "--repeats", str(repeats), "--results", str(results)]
-        step = [sys.executable, "-c", verb, "bench", "step", str(recipe), *overrides, *options]
-        subprocess.run(step, check=True)
-        return json.loads(results.read_text())
 
 
 def torch_side(recipe: Path, overrides, gpus: int, micro: int, checkpoint: bool, repeats) -> dict:

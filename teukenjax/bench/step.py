@@ -27,7 +27,7 @@ from teukenjax.planner.ablation import random_batch
 from teukenjax.recipe import Recipe
 from teukenjax.sharding import make_layout
 from teukenjax.train.batch import Batch, place_batch
-from teukenjax.train.loop import check_batch, resolve
+from teukenjax.train.loop import resolve
 from teukenjax.train.plan import plan_lines, print_lines, with_vocabulary
 from teukenjax.train.state import Program
 from teukenjax.train.step import make_train_step
@@ -94,7 +94,7 @@ def prepare(
     store = None if fake_data else open_store(recipe, console)
     recipe = with_vocabulary(recipe) if store is None else resolve(recipe, store.tokenizer())
     layout = make_layout(recipe.sharding)
-    check_batch(recipe, layout)
+    recipe.batch.micro_batch(layout.batch_shards)  # or it is said that there is none
     device = layout.mesh.devices.flat[0]
     program = Program(recipe, layout, platform=device.platform)
     lines = plan_lines(program, find_hardware(recipe.hardware, device))

@@ -24,6 +24,7 @@ from teukenjax.errors import UserError, nearest
 from teukenjax.flags import launch
 from teukenjax.hardware import catalogue, find_hardware
 from teukenjax.planner.fabric import GIGA
+from teukenjax.planner.plans import sharding_of
 from teukenjax.planner.profile import as_measured
 from teukenjax.planner.program import collectives
 from teukenjax.planner.remat import POLICIES
@@ -36,8 +37,6 @@ from teukenjax.train.batch import Batch, place_batch
 from teukenjax.train.plan import with_vocabulary
 from teukenjax.train.state import Program
 from teukenjax.train.step import make_train_step
-
-SPLIT = {"hsdp": {"replica": 2}, "fsdp_tp": {"tensor": 2}}
 
 
 @dataclass(frozen=True)
@@ -120,10 +119,10 @@ def run_case(case: Case) -> dict[str, str]:
 def recipe_of(case: Case, devices: int) -> Recipe:
     """The recipe with the case's choices and a batch of two micro-batches."""
     base = with_vocabulary(load(case.recipe, case.overrides))
-    split = SPLIT.get(case.strategy, {})
-    shards = devices // split.get("tensor", 1)
+    sharding = sharding_of(case.strategy)
+    shards = devices // sharding["tensor"]
     changes = {
-        "sharding": {"strategy": case.strategy, "replica": 1, "fsdp": -1, "tensor": 1} | split,
+        "sharding": sharding,
         "batch": {"sequences": 2 * shards * case.micro_batch, "accumulation": 2},
         "compute": base.compute.model_dump() | {"remat": case.remat},
     }

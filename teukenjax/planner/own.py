@@ -4,14 +4,13 @@ import functools
 from dataclasses import dataclass
 
 from teukenjax.hardware import configs, named
-from teukenjax.planner.plans import Plans
-from teukenjax.planner.predict import Prediction, predict
+from teukenjax.planner.plans import sharding_of
+from teukenjax.planner.predict import Prediction
 from teukenjax.planner.profile import as_measured
 from teukenjax.planner.search import Question
 from teukenjax.planner.table import GIB, PUBLISHED, read_rows
 from teukenjax.recipe import load
 
-SPLIT = {"hsdp": "replica", "fsdp_tp": "tensor"}  # on two devices, else fsdp
 BEFORE = ("barriers", "before")  # programs that there are no more
 
 
@@ -59,22 +58,22 @@ def own_errors(column: str, *, before: bool = False) -> list[float]:
 
 def predict_own(row: dict[str, str]) -> Prediction:
     """One row, of Teuken-7B with so many layers and sequences of 4096."""
-    overrides = [f"optimizer={{name: {row['optimizer']}}}", f"model.layers={row['layers']}"]
-    if row["gram"] == "T":
-        overrides.append("optimizer.method=gram")
-    head = "pallas" if row["program"] == "kernels" else "reference"
-    overrides.append(f"compute.kernels.cross_entropy={head}")
+    devices, accumulation = int(row["devices"]), int(row["accumulation"])
+    sharding = sharding_of(row["strategy"])
+    parts = accumulation * devices // sharding["tensor"]
+    overrides = [
+        *(f"sharding.{key}={value}" for key, value in sharding.items()),
+        f"optimizer={{name: {row['optimizer']}}}",
+        f"model.layers={row['layers']}",
+        f"batch.sequences={parts * int(row['micro_batch'])}",
+        f"batch.accumulation={accumulation}",
+        f"compute.remat={row['remat']}",
+        f"compute.head_chunk={row['head_chunk']}",
+        f"compute.gather={'step' if row['once'] == 'T' else 'layer'}",
+        f"compute.kernels.cross_entropy={'pallas' if row['program'] == 'kernels' else 'reference'}",
+    ]
+    overrides += ["optimizer.method=gram"] * (row["gram"] == "T")
+    overrides += ["optimizer.light=true"] * (row["light"] == "T")
     recipe = load(configs() / "recipes" / "teuken-7b.yaml", overrides)
     hw, constants = as_measured(named(row["hardware"]))
-    setting = Question(recipe, hw, int(row["devices"]), constants=constants).setting
-    plan = Plans.single(
-        strategy=row["strategy"],
-        remat=row["remat"],
-        micro_batch=int(row["micro_batch"]),
-        accumulation=int(row["accumulation"]),
-        sequence=recipe.model.context,
-        light=row["light"] == "T",
-        once=row["once"] == "T",
-        **{SPLIT.get(row["strategy"], "fsdp"): int(row["devices"])},
-    )
-    return predict(plan, setting, head_chunk=int(row["head_chunk"]))
+    return Question(recipe, hw, devices, constants=constants).own

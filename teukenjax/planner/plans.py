@@ -12,6 +12,16 @@ from teukenjax.sharding import STRATEGIES, Rule
 NAMES = tuple(STRATEGIES)
 
 
+HALVED = {"hsdp": "replica", "fsdp_tp": "tensor"}  # the axis of two, where none is asked for
+
+
+def sharding_of(strategy: str) -> dict[str, str | int]:
+    """A recipe's ``sharding`` on any number of devices: ``HALVED``, and fsdp over the rest."""
+    sizes = {"replica": 1, "fsdp": -1, "tensor": 1}
+    sizes |= {HALVED[strategy]: 2} if strategy in HALVED else {}
+    return {"strategy": strategy} | sizes
+
+
 @dataclass(frozen=True)
 class Plans:
     """P plans, each column an array [P].

@@ -59,16 +59,10 @@ class Question:
         """
         recipe, batch = self.recipe, self.recipe.batch
         sizes = mesh_shape(recipe.sharding, self.devices)
-        shards = self.devices // sizes["tensor"]
-        if batch.sequences % (shards * batch.accumulation):
-            raise UserError(
-                f"batch.sequences={batch.sequences}: must be a multiple of "
-                f"{batch.accumulation} micro-batches on {shards} devices"
-            )
         plan = Plans.single(
             strategy=recipe.sharding.strategy,
             remat=recipe.compute.remat,
-            micro_batch=batch.sequences // (shards * batch.accumulation),
+            micro_batch=batch.micro_batch(self.devices // sizes["tensor"]),
             accumulation=batch.accumulation,
             sequence=recipe.model.context,
             light=getattr(recipe.optimizer, "light", False),

@@ -4,11 +4,8 @@ A run is ``teukenjax bench step`` in a process of its own, which sees only so ma
 compiled needs no GPU.
 """
 
-import json
 import os
 import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +13,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from teukenjax.bench.apart import step_apart
 from teukenjax.errors import UserError
 from teukenjax.hardware import Hardware
 from teukenjax.planner.compiled import compile_step
 from teukenjax.planner.fabric import GIGA
+from teukenjax.planner.plans import HALVED, sharding_of
 from teukenjax.planner.predict import Prediction
 from teukenjax.planner.profile import as_measured
 from teukenjax.planner.report import GIB
@@ -28,7 +27,6 @@ from teukenjax.planner.step_time import wire_bytes
 from teukenjax.recipe import load
 from teukenjax.train.plan import with_vocabulary
 
-SPLIT = {"hsdp": "replica", "fsdp_tp": "tensor"}  # these halve the host; the rest is fsdp
 COLUMNS = (
     *("devices", "strategy", "predicted_tokens_per_s", "predicted_mfu", "predicted_gib"),
     *("predicted_sent_gb", "compiled_gib", "compiled_sent_gb", "step_s", "step_s_min"),
@@ -69,7 +67,7 @@ def rows(
     with_vocabulary(load(series.recipe, series.overrides))
     for devices in sizes:
         for strategy in strategies if devices > 1 else strategies[:1]:
-            if strategy not in SPLIT or devices > 2:
+            if strategy not in HALVED or devices > 2:
                 yield dict.fromkeys(COLUMNS, "") | _row(series, devices, strategy)
 
 
@@ -93,10 +91,8 @@ def _row(series: Series, devices: int, strategy: str) -> dict[str, str]:
 
 
 def _overrides(series: Series, devices: int, strategy: str) -> list[str]:
-    axes = {"replica": 1, "fsdp": -1, "tensor": 1}
-    axes |= {SPLIT[strategy]: 2} if strategy in SPLIT else {}
-    mesh = [f"sharding.{axis}={size}" for axis, size in axes.items()]
-    return [f"sharding.strategy={strategy}", *mesh, f"batch.sequences={devices * series.sequences}"]
+    sharding = [f"sharding.{key}={value}" for key, value in sharding_of(strategy).items()]
+    return [*sharding, f"batch.sequences={devices * series.sequences}"]
 
 
 def _predicted(found: Prediction) -> dict[str, str]:
@@ -111,21 +107,13 @@ def _predicted(found: Prediction) -> dict[str, str]:
 
 def _run(series: Series, devices: int, overrides: list[str]) -> dict[str, str]:
     """``teukenjax bench step`` on the first GPUs; a UserError with its last line if it failed."""
-    with tempfile.TemporaryDirectory() as folder:
-        results = Path(folder) / "row.jsonl"
-        verb = "from teukenjax.cli import main; main()"
-        step = ["bench", "step", str(series.recipe), *overrides, "--fake-data"]
-        options = ["--repeats", str(series.repeats), "--results", str(results)]
-        seen = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(devices)))}
-        done = subprocess.run(
-            [sys.executable, "-c", verb, *step, *options],
-            env=os.environ | seen,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise UserError((done.stderr or done.stdout).strip().splitlines()[-1][:200])
-        row = json.loads(results.read_text(encoding="utf-8"))
+    seen = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(devices)))}
+    how = {"env": os.environ | seen, "capture_output": True, "text": True}
+    try:
+        row = step_apart(series.recipe, overrides, repeats=series.repeats, **how)
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr or error.stdout).strip()
+        raise UserError(said.splitlines()[-1][:200]) from None
     if row["devices"] != devices:
         raise UserError(f"ran on {row['devices']} devices, not {devices}")
     seconds, profile = row["step_s"], row["profile"]
@@ -142,7 +130,7 @@ def _run(series: Series, devices: int, overrides: list[str]) -> dict[str, str]:
 
 
 def table(found: list[dict[str, str]]) -> Table:
-    """The rows, and the speed of each GPU as a share of that with two, of the same strategy."""
+    """The rows, and the speed of each GPU as a share of that with two, as ``kept``."""
     drawn = Table(*(name.replace("_", "\n") for name in COLUMNS), "of two", box=None)
     for row in found:
         drawn.add_row(*(row[name] for name in COLUMNS), kept(row, found))

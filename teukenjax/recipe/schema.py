@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
+from teukenjax.errors import UserError
+
 Share = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what a key of JAX takes
@@ -132,6 +134,16 @@ class BatchConfig(Section):
                 f"sequences={self.sequences} must be a multiple of accumulation={self.accumulation}"
             )
         return self
+
+    def micro_batch(self, shards: int) -> int:
+        """Sequences of a micro-batch on each part; a UserError where they do not divide."""
+        parts = self.accumulation * shards
+        if self.sequences % parts:
+            raise UserError(
+                f"batch.sequences={self.sequences} in {self.accumulation} micro-batches does not "
+                f"divide over replica×fsdp={shards}: set batch.sequences to a multiple of {parts}"
+            )
+        return self.sequences // parts
 
 
 class AdamWConfig(Section):

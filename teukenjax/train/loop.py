@@ -24,7 +24,7 @@ from teukenjax.hardware import find_hardware
 from teukenjax.infer import Generator, Sampling
 from teukenjax.recipe import Recipe
 from teukenjax.run import RunDirectory, load_run
-from teukenjax.sharding import Layout, make_layout
+from teukenjax.sharding import make_layout
 from teukenjax.train.batch import abstract_batch
 from teukenjax.train.evaluation import Evaluations
 from teukenjax.train.feed import Feed
@@ -80,7 +80,7 @@ class Run:
         """What is made of recipe and data; Orbax waits for all processes here."""
         recipe, console, limit_s = self.recipe, self.console, self.recipe.guard.timeout_s
         self.layout = make_layout(recipe.sharding)
-        check_batch(recipe, self.layout)
+        recipe.batch.micro_batch(self.layout.batch_shards)  # or it is said that there is none
         device = self.layout.mesh.devices.flat[0]
         self.program = Program(recipe, self.layout, platform=device.platform)
         self.stream = self.source.stream(recipe)
@@ -282,14 +282,3 @@ def resolve(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
         )
     model = recipe.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
     return recipe.model_copy(update={"model": model})
-
-
-def check_batch(recipe: Recipe, layout: Layout) -> None:
-    """Raises a UserError when a micro-batch does not split over the mesh."""
-    batch, shards = recipe.batch, layout.batch_shards
-    if batch.sequences % (batch.accumulation * shards):
-        raise UserError(
-            f"batch.sequences={batch.sequences} in {batch.accumulation} micro-batches does not "
-            f"divide over replica×fsdp={shards}: set batch.sequences to a multiple of "
-            f"{batch.accumulation * shards}"
-        )
