@@ -217,3 +217,10 @@ def test_tiny_gradients_have_full_steps_when_epsilon_allows():
 def test_unknown_coefficients_are_found_at_once():
     with pytest.raises(UserError, match=r"coefficients='jk'"):
         Spectral(coefficients="jk")
+
+
+def test_a_stack_in_groups_is_each_matrix_alone():
+    stack = jax.random.normal(jax.random.key(3), (3, 4, 6, 10))  # 12: in groups of 6
+    together = Spectral().map(stack)
+    alone = [[Spectral().map(matrix) for matrix in row] for row in stack]
+    np.testing.assert_allclose(together, np.array(alone), rtol=0, atol=1e-6)
