@@ -9,8 +9,6 @@ Prints a table and writes OUT/weak_scaling.csv and .png after every case. ``--no
 compiles only, which needs no GPU; a case that is predicted not to fit is not run.
 """
 
-import csv
-import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,10 +16,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from teukenjax.data.begun import save
 from teukenjax.errors import UserError
 from teukenjax.hardware import named
-from teukenjax.planner.weak_scaling import COLUMNS, Series, figure, rows, table
+from teukenjax.picture import Picture, table_of
+from teukenjax.planner.weak_scaling import Series, figure, rows, table
 
 
 def main(
@@ -50,22 +48,12 @@ def main(
         )
         for row in rows(series, tuple(devices), tuple(strategy)):
             found.append(row)
-            _write(found, out)
+            Picture(figure(found), table_of(found)).save(out / "weak_scaling")
             console.print(" ".join(f"{key} {value}" for key, value in row.items() if value))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     console.print(table(found))
-
-
-def _write(found: list[dict[str, str]], out: Path) -> None:
-    text, image = io.StringIO(), io.BytesIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
-    figure(found).savefig(image, dpi=120, format="png")
-    save(out / "weak_scaling.csv", text.getvalue().encode())
-    save(out / "weak_scaling.png", image.getvalue())
 
 
 if __name__ == "__main__":

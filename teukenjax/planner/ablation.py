@@ -4,7 +4,6 @@ Each case is predicted, compiled and run: memory, seconds of a step, bytes on th
 a process of its own, because a device's peak memory is that of its process.
 """
 
-import csv
 import itertools
 import math
 import multiprocessing
@@ -23,6 +22,7 @@ from rich.table import Table
 from teukenjax.errors import UserError, nearest
 from teukenjax.flags import launch
 from teukenjax.hardware import catalogue, find_hardware
+from teukenjax.picture import Picture, table_of
 from teukenjax.planner.fabric import GIGA
 from teukenjax.planner.plans import sharding_of
 from teukenjax.planner.profile import as_measured
@@ -165,26 +165,22 @@ def measure(step, state, batch, repeats: int) -> float:
 def write(rows: list[dict[str, str]], out: Path) -> None:
     """OUT/ablation.csv, and OUT/ablation.png: predicted against compiled and measured."""
     out.mkdir(parents=True, exist_ok=True)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with (out / "ablation.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    figure(rows).savefig(out / "ablation.png", dpi=120)
+    # Lines end as they do in the files of earlier ablations.
+    Picture(figure(rows), table_of(rows)).save(out / "ablation", newline="\r\n")
 
 
 def table(rows: list[dict[str, str]]) -> Table:
     """The rows; predicted, compiled and measured beside each other."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns, *cells = table_of(rows)
     drawn = Table(*(name.replace("_", " ") for name in columns), box=None)
-    for row in rows:
-        drawn.add_row(*(row.get(name, "") for name in columns))
+    for row in cells:
+        drawn.add_row(*row)
     return drawn
 
 
 def figure(rows: list[dict[str, str]]) -> Figure:
     """Three panels; a point on the diagonal is a prediction that holds."""
-    drawn = Figure(figsize=(13, 4), layout="constrained")
+    drawn = Figure(figsize=(13, 4), dpi=120, layout="constrained")
     panels = (
         ("memory, GiB", "predicted_gib", "compiled_gib"),
         ("sent per device and step, GB", "predicted_sent_gb", "compiled_sent_gb"),

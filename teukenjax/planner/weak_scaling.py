@@ -147,7 +147,7 @@ def kept(row: dict[str, str], found: list[dict[str, str]]) -> str:
 
 def figure(found: list[dict[str, str]]) -> Figure:
     """Tokens a second and GPU, and memory: measured or compiled as points, predicted as lines."""
-    drawn = Figure(figsize=(9, 4), layout="constrained")
+    drawn = Figure(figsize=(9, 4), dpi=120, layout="constrained")
     panels = (
         ("tokens/s a GPU", "predicted_tokens_per_s", "tokens_per_s"),
         ("GiB a GPU (points: compiled)", "predicted_gib", "compiled_gib"),

@@ -6,31 +6,25 @@ checkpoint, and a value given on the command line (``key=value``) ends up in the
 one written in the file.
 """
 
+from teukenjax.recipe.optimizer import AdamWConfig, PhaseConfig, RoleValues, ScionConfig
 from teukenjax.recipe.reading import digest, flatten, load, read_yaml, to_yaml, validate
 from teukenjax.recipe.schema import (
-    AdamWConfig,
     BatchConfig,
-    ChatSource,
     CheckpointConfig,
     ComputeConfig,
     DataConfig,
     EvaluationConfig,
     GuardConfig,
     KernelsConfig,
-    LoraConfig,
     MixtureConfig,
     ModelConfig,
-    PhaseConfig,
-    PositiveFloat,
     Recipe,
-    RoleValues,
-    ScionConfig,
-    Section,
-    SftConfig,
     ShardingConfig,
     StageConfig,
     TelemetryConfig,
 )
+from teukenjax.recipe.section import PositiveFloat, Section
+from teukenjax.recipe.sft import ChatSource, LoraConfig, SftConfig
 
 __all__ = [
     "AdamWConfig",

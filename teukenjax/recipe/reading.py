@@ -18,7 +18,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError, YAMLWarning
 
 from teukenjax.errors import UserError, nearest
-from teukenjax.recipe.schema import AdamWConfig, Recipe, ScionConfig, Section
+from teukenjax.recipe.optimizer import AdamWConfig, ScionConfig
+from teukenjax.recipe.schema import Recipe
+from teukenjax.recipe.section import Section
 
 MAX_BYTES = 1 << 20
 MAX_VALUES = 100_000

@@ -1,23 +1,18 @@
-"""Everything that a recipe can say, as frozen, strict sections."""
+"""Everything that a recipe can say; what it says of optimizer and tuning has files of its own."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from teukenjax.errors import UserError
+from teukenjax.recipe.optimizer import AdamWConfig, PhaseConfig, ScionConfig
+from teukenjax.recipe.section import PositiveFloat, Section, Share
+from teukenjax.recipe.sft import SftConfig
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what a key of JAX takes
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # 0 leaves a language out
 Weights = dict[str, Weight]
-
-
-class Section(BaseModel):
-    """A part of the recipe: frozen, strict, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class ModelConfig(Section):
@@ -61,7 +56,8 @@ class StageConfig(Section):
     tokens: PositiveInt | None = None  # its length; none: endless, for the last stage only
     weights: Weights | None = None  # language → weight, others take no part; none: by temperature
     temperature: PositiveFloat = 1.0  # p ∝ tokens^(1/temperature); 1 is proportional
-    factors: Weights = {}  # language → factor on its weight: {en: 0.5} halves English
+    # Language → factor on its weight: {en: 0.5} halves English.
+    factors: Weights = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _some_weight(self):
@@ -76,7 +72,8 @@ class MixtureConfig(Section):
     # A language is read at most this often in all stages together (give or take one row a stage);
     # the others give the rest.
     max_epochs: PositiveFloat | None = None
-    max_epochs_of: dict[str, PositiveFloat] = {}  # language → its own, instead
+    # Language → its own, instead.
+    max_epochs_of: dict[str, PositiveFloat] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _stages_end(self):
@@ -146,81 +143,6 @@ class BatchConfig(Section):
         return self.sequences // parts
 
 
-class AdamWConfig(Section):
-    """AdamW as Teuken used it (decay decoupled, norm gains exempt, the embedding decayed)."""
-
-    name: Literal["adamw"]
-    learning_rate: PositiveFloat = 3e-4
-    beta1: Share = 0.9
-    beta2: Share = 0.95
-    epsilon: PositiveFloat = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    clip_norm: PositiveFloat | None = 1.0
-
-
-class RoleValues(Section):
-    """A value for each role that a weight can have; none: the default of that role."""
-
-    input: PositiveFloat | None = None
-    hidden: PositiveFloat | None = None
-    output: PositiveFloat | None = None
-    gain: PositiveFloat | None = None
-
-
-class ScionConfig(Section):
-    """Scion (arXiv 2502.07529): steps of fixed size in each layer's own operator norm."""
-
-    name: Literal["scion"]
-    learning_rate: PositiveFloat = 2**-12
-    momentum: Share = 0.9  # β; the paper's α is 1 − β
-    nesterov: bool = False
-    light: bool = False  # the momentum is the accumulator of gradients: one buffer less
-    constrained: bool = True
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # decoupled; unconstrained form only
-    preset: Literal["tied", "untied"] = "tied"
-    radius: RoleValues = RoleValues()  # default: the preset's
-    multiplier: RoleValues = RoleValues()  # of the learning rate; default: 1
-    epsilon: PositiveFloat = 1e-8
-    coefficients: str = "kj"  # Newton–Schulz
-    iterations: PositiveInt | None = None  # none: as many as the set of coefficients has
-    method: Literal["standard", "gram"] = "standard"  # gram is cheaper for oblong matrices
-    clip_norm: PositiveFloat | None = None
-    norm_target: PositiveFloat | None = None  # output norm at the end: steers the rate there
-
-    @model_validator(mode="after")
-    def _target_fits(self):
-        if self.norm_target is not None and (self.constrained or self.weight_decay):
-            raise ValueError("norm_target needs constrained=false and weight_decay=0: they shrink")
-        return self
-
-    @model_validator(mode="after")
-    def _decay_fits(self):
-        if self.constrained and self.weight_decay:
-            raise ValueError("weight_decay needs constrained=false: the constrained form decays")
-        return self
-
-    @model_validator(mode="after")
-    def _light_fits(self):
-        if self.light and (self.nesterov or not self.momentum or self.clip_norm is not None):
-            raise ValueError("light needs momentum > 0, nesterov=false and clip_norm=null")
-        return self
-
-
-class PhaseConfig(Section):
-    """One piece of the learning-rate schedule; its values are factors of the learning rate."""
-
-    shape: Literal["constant", "linear", "cosine"]
-    steps: PositiveInt | None = None  # none: to the end of the run
-    start: Annotated[float, Field(ge=0)] = 1.0
-    end: Annotated[float, Field(ge=0)] = 1.0
-
-    @model_validator(mode="after")
-    def _constant_is_constant(self):
-        if self.shape == "constant" and self.start != self.end:
-            raise ValueError(f"a constant phase has start == end, not {self.start} and {self.end}")
-        return self
-
-
 class ShardingConfig(Section):
     """Strategy and mesh; -1 for one axis means "the rest of the devices"."""
 
@@ -261,7 +183,8 @@ class ComputeConfig(Section):
     head_chunk: PositiveInt = 1024  # tokens whose logits exist at one time, per device
     strict: bool = False  # a kernel that "auto" would fall back from is an error
     flags: str = "default"  # what XLA and the process are told: a set of configs/flags.yaml
-    xla_flags: dict[str, bool | int | str] = {}  # besides or instead of the set's, one by one
+    # Besides or instead of the set's, one by one.
+    xla_flags: dict[str, bool | int | str] = Field(default_factory=dict)
 
     def scans(self, layers: int) -> bool:
         """Whether the layers are the body of a scan, not written out one after the other."""
@@ -291,44 +214,6 @@ class TelemetryConfig(Section):
     """When the operator norms of weights and updates are measured (``optim.telemetry``)."""
 
     every: PositiveInt | None = 20  # steps; none: never
-
-
-class ChatSource(Section):
-    """A file or a folder of conversations, in one of the forms of ``data.chat.messages``."""
-
-    data: Path | Literal["toy"]  # toy: the bundled set
-    language: str | None = None  # of rows that name none; none: the file's name, as in de.jsonl
-    take: PositiveInt | None = None  # so many of its conversations, chosen by a hash
-
-
-class LoraConfig(Section):
-    """Low-rank adapters (arXiv 2106.09685) beside frozen weights; merged when a run is loaded."""
-
-    rank: PositiveInt
-    alpha: PositiveFloat  # adapters are scaled by alpha / rank
-    targets: Annotated[
-        tuple[Literal["query", "key", "value", "output", "gate", "up", "down"], ...],
-        Field(min_length=1),
-    ] = ("query", "key", "value", "output", "gate", "up", "down")
-
-
-class SftConfig(Section):
-    """Instruction tuning: on which conversations, and of which model."""
-
-    # A run, one of its checkpoints, or a recipe, which is trained first; none: from scratch.
-    base: Path | None = None
-    sources: Annotated[tuple[ChatSource, ...], Field(min_length=1)]
-    form: Literal["plain", "published"] = "plain"  # of the template: see data.chat.template
-    too_long: Literal["error", "skip", "turns"] = "error"  # turns: keep the first that fit
-    max_broken: Share = 0.0  # of rows
-    holdout: Share = 0.0  # share of each language's conversations kept for validation
-    neftune: PositiveFloat | None = None  # α of the noise on embeddings (arXiv 2310.05914)
-    lora: LoraConfig | None = None  # none: all weights are trained
-
-    @property
-    def base_is_recipe(self) -> bool:
-        """Whether the base is a recipe; else it is a run, or there is none."""
-        return self.base is not None and self.base.suffix in (".yaml", ".yml")
 
 
 class GuardConfig(Section):

@@ -1,28 +1,19 @@
 """Pictures of a sweep, each beside the numbers that are drawn: NAME.png and NAME.csv."""
 
 import collections
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from teukenjax.data.begun import save
+from teukenjax.picture import Picture
 from teukenjax.scaling.curve import parabola
 from teukenjax.scaling.fit import Fitted, Row, Scan
 
 COLOURS = "viridis"
-
-
-class Picture(NamedTuple):
-    """A figure and its numbers; the first row names the columns."""
-
-    figure: Figure
-    table: list[tuple]
 
 
 def plot(rows: Sequence[Row], traces: Sequence[Row], fitted: Fitted, out: Path) -> list[Path]:
@@ -40,7 +31,7 @@ def plot(rows: Sequence[Row], traces: Sequence[Row], fitted: Fitted, out: Path) 
     for name, draw in pictures.items():
         picture = draw()
         if picture is not None:
-            written += _write(picture, out / name)
+            written += picture.save(out / name)
     return written
 
 
@@ -236,7 +227,8 @@ def _grouped[T](items: Sequence[T] | dict[T, Any], key: Callable[[T], Any]) -> d
 def _panels(count: int) -> tuple[Figure, list]:
     columns = min(count, 4)
     rows = -(-count // columns)
-    figure = Figure(figsize=(4.4 * columns, 3.6 * rows), layout="constrained")
+    size = (4.4 * columns, 3.6 * rows)
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for axis in axes[count:]:
         axis.remove()
@@ -247,13 +239,3 @@ def _panels(count: int) -> tuple[Figure, list]:
 
 def _colours(count: int) -> Iterator[Any]:
     return iter(colormaps[COLOURS](np.linspace(0, 0.9, count)))
-
-
-def _write(picture: Picture, path: Path) -> list[Path]:
-    text, image = io.StringIO(), io.BytesIO()
-    csv.writer(text, lineterminator="\n").writerows(picture.table)
-    picture.figure.savefig(image, dpi=110, format="png")
-    files = {path.with_suffix(".png"): image.getvalue(), path.with_suffix(".csv"): text.getvalue()}
-    for file, content in files.items():
-        save(file, content if isinstance(content, bytes) else content.encode())
-    return list(files)

@@ -28,10 +28,10 @@ from teukenjax.kernels.attention.tiles import (
     along,
     between,
     hide_if,
-    kv_steps,
     load,
     operands,
     over_keys,
+    own_queries,
     pipelined,
     places,
     zeros,
@@ -78,12 +78,7 @@ def _q_body(
     starts_gmem, places_gmem, q_gmem, k_gmem, v_gmem, d_out_gmem, sums_gmem, delta_gmem, dq_gmem,
     *, q_smem, d_out_smem, loaded,
 ):  # fmt: skip
-    head, batch = lax.axis_index("head"), lax.axis_index("batch")
-    block = lax.axis_size("block") - 1 - lax.axis_index("block")
-    warpgroup = lax.axis_index("warpgroup")
-    kv_head = lax.div(head, q_gmem.shape[2] // k_gmem.shape[2])
-    first, whole_from, steps = kv_steps(starts_gmem, batch, block)
-    rows = pl.ds(block * BLOCK + warpgroup * ROWS, ROWS)
+    head, batch, warpgroup, rows, keys = own_queries(starts_gmem, q_gmem, k_gmem)
     own_q, own_d_out = q_smem.at[warpgroup], d_out_smem.at[warpgroup]
 
     def compute(run):
@@ -103,10 +98,10 @@ def _q_body(
 
     def step(indices, k_smem, v_smem, k_consumed, v_consumed, carry):
         dq, sight, *begin = carry
-        at = first + indices[0]
+        at = keys.first + indices[0]
         scores, d_weights = (along(numbers, (ROWS, BLOCK), 0) for numbers in begin)
         scores = hide_if(
-            (at == block) | (at < whole_from),
+            keys.masked(at),
             scores,
             lambda: between(*sight, places_gmem.at[pl.ds(at * BLOCK, BLOCK)]),
         )
@@ -124,8 +119,7 @@ def _q_body(
         plgpu.barrier_arrive(k_consumed)
         return dq, sight, *begin
 
-    k_gmem, v_gmem = (gmem.at[batch, :, kv_head] for gmem in (k_gmem, v_gmem))
-    over_keys(step, compute, k_gmem, v_gmem, first=first, steps=steps)
+    over_keys(step, compute, k_gmem, v_gmem, keys)
 
 
 def parts_of_group(group: int, programs: int) -> int:

@@ -28,10 +28,10 @@ from teukenjax.kernels.attention.tiles import (
     along,
     between,
     hide_if,
-    kv_steps,
     load,
     operands,
     over_keys,
+    own_queries,
     places,
     zeros,
 )
@@ -70,12 +70,7 @@ def _body(
     starts_gmem, places_gmem, q_gmem, k_gmem, v_gmem, out_gmem, sums_gmem,
     *, q_smem, loaded, tensor_cores,
 ):  # fmt: skip
-    head, batch = lax.axis_index("head"), lax.axis_index("batch")
-    block = lax.axis_size("block") - 1 - lax.axis_index("block")
-    warpgroup = lax.axis_index("warpgroup")
-    kv_head = lax.div(head, q_gmem.shape[2] // k_gmem.shape[2])
-    first, whole_from, steps = kv_steps(starts_gmem, batch, block)
-    rows = pl.ds(block * BLOCK + warpgroup * ROWS, ROWS)
+    head, batch, warpgroup, rows, keys = own_queries(starts_gmem, q_gmem, k_gmem)
 
     def turn():
         plgpu.barrier_arrive(tensor_cores)
@@ -101,14 +96,14 @@ def _body(
 
     def step(indices, k_smem, v_smem, k_consumed, v_consumed, carry):
         mixed, top, total, sight = carry
-        at = first + indices[0]
+        at = keys.first + indices[0]
 
         def multiply(sums):
             hopper.multiply_add(*sums, q_smem.at[warpgroup], k_smem.T)
             turn()
 
         begin = hide_if(
-            (at == block) | (at < whole_from),
+            keys.masked(at),
             zeros(ROWS, BLOCK),
             lambda: between(*sight, places_gmem.at[pl.ds(at * BLOCK, BLOCK)]),
         )
@@ -129,5 +124,4 @@ def _body(
         plgpu.barrier_arrive(v_consumed)
         return mixed, higher, total, sight
 
-    k_gmem, v_gmem = (gmem.at[batch, :, kv_head] for gmem in (k_gmem, v_gmem))
-    over_keys(step, compute, k_gmem, v_gmem, first=first, steps=steps)
+    over_keys(step, compute, k_gmem, v_gmem, keys)

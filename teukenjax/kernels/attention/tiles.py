@@ -2,7 +2,10 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
+import jax
+import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
@@ -32,14 +35,34 @@ def zeros(*shape: int):
     return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA)
 
 
-def kv_steps(starts_gmem, batch, block):
-    """Blocks of keys that a block of queries meets: the first, where masks of starts end, how many.
+class Keys(NamedTuple):
+    """The blocks of keys that a block of queries meets, of one sequence and KV head."""
 
-    Between the second number and the diagonal no position needs a mask.
+    batch: jax.Array
+    head: jax.Array
+    first: jax.Array
+    whole_from: jax.Array  # from here up to the diagonal no position needs a mask
+    diagonal: jax.Array
+    steps: jax.Array  # how many
+
+    def masked(self, at):
+        """Whether some query does not see all of a block."""
+        return (at == self.diagonal) | (at < self.whole_from)
+
+
+def own_queries(starts_gmem, q_gmem, k_gmem):
+    """What a warpgroup owns: (query head, sequence, warpgroup, rows), and the ``Keys`` it meets.
+
+    The last blocks, which meet the most keys, go first: no long program begins when others end.
     """
+    head, batch = lax.axis_index("head"), lax.axis_index("batch")
+    block = lax.axis_size("block") - 1 - lax.axis_index("block")
+    warpgroup = lax.axis_index("warpgroup")
+    kv_head = lax.div(head, q_gmem.shape[2] // k_gmem.shape[2])
     first = lax.div(starts_gmem[batch, block * BLOCK], BLOCK)
     whole_from = lax.div(starts_gmem[batch, block * BLOCK + BLOCK - 1] + BLOCK - 1, BLOCK)
-    return first, whole_from, block + 1 - first
+    keys = Keys(batch, kv_head, first, whole_from, block, block + 1 - first)
+    return head, batch, warpgroup, pl.ds(block * BLOCK + warpgroup * ROWS, ROWS), keys
 
 
 def pipelined(step, compute, *, grid, in_specs, stages: int, **how):
@@ -57,20 +80,20 @@ def pipelined(step, compute, *, grid, in_specs, stages: int, **how):
     )
 
 
-def over_keys(step, compute, k_gmem, v_gmem, *, first, steps) -> None:
+def over_keys(step, compute, k_gmem, v_gmem, keys: Keys) -> None:
     """``pipelined`` over blocks of keys and values, which a step releases one by one."""
     block = plgpu.BlockSpec(
-        (BLOCK, HEAD_DIM), lambda step: (first + step, 0), transforms=hopper.SWIZZLED
+        (BLOCK, HEAD_DIM), lambda step: (keys.first + step, 0), transforms=hopper.SWIZZLED
     )
     run = pipelined(
         step,
         compute,
-        grid=(steps,),
+        grid=(keys.steps,),
         in_specs=[block, block],
         stages=KV_STAGES,
         manual_consumed_barriers=True,
     )
-    run(k_gmem, v_gmem)
+    run(*(gmem.at[keys.batch, :, keys.head] for gmem in (k_gmem, v_gmem)))
 
 
 def along(vector, shape: tuple[int, int], axis: int):
