@@ -17,14 +17,14 @@ class Picture(NamedTuple):
     figure: Figure
     table: list[tuple]
 
-    def save(self, path: Path, *, newline: str = "\n") -> list[Path]:
+    def save(self, path: Path) -> list[Path]:
         """Writes PATH.png and PATH.csv, each whole or not at all; returns them.
 
         Both are made before either is written: a figure that fails leaves the files of an earlier
         one as they were.
         """
         text, image = io.StringIO(), io.BytesIO()
-        csv.writer(text, lineterminator=newline).writerows(self.table)
+        csv.writer(text, lineterminator="\n").writerows(self.table)
         self.figure.savefig(image, dpi="figure", format="png")
         files = {".png": image.getvalue(), ".csv": text.getvalue().encode()}
         for suffix, content in files.items():

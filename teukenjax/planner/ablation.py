@@ -165,8 +165,7 @@ def measure(step, state, batch, repeats: int) -> float:
 def write(rows: list[dict[str, str]], out: Path) -> None:
     """OUT/ablation.csv, and OUT/ablation.png: predicted against compiled and measured."""
     out.mkdir(parents=True, exist_ok=True)
-    # Lines end as they do in the files of earlier ablations.
-    Picture(figure(rows), table_of(rows)).save(out / "ablation", newline="\r\n")
+    Picture(figure(rows), table_of(rows)).save(out / "ablation")
 
 
 def table(rows: list[dict[str, str]]) -> Table:
