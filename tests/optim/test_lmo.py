@@ -219,8 +219,7 @@ def test_unknown_coefficients_are_found_at_once():
         Spectral(coefficients="jk")
 
 
-def test_a_stack_in_groups_is_each_matrix_alone():
+def test_a_long_stack_is_its_parts():
     stack = jax.random.normal(jax.random.key(3), (3, 4, 6, 10))  # 12: in groups of 6
-    together = Spectral().map(stack)
-    alone = [[Spectral().map(matrix) for matrix in row] for row in stack]
-    np.testing.assert_allclose(together, np.array(alone), rtol=0, atol=1e-6)
+    parts = [Spectral().map(part) for part in stack.reshape(2, 6, 6, 10)]
+    np.testing.assert_array_equal(Spectral().map(stack), np.reshape(parts, stack.shape))

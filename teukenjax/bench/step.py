@@ -1,9 +1,9 @@
 """``teukenjax bench step``: the real train step on the devices at hand, timed and taken apart.
 
 The step is the one that ``teukenjax train`` compiles, from the same recipe, state and loader.
-It runs twice to settle (on an H200 the second step takes a second longer than those after it),
-then a number of times one by one for the median, then once under the profiler. Nothing here is estimated: the compiler's memory is its plan, the peak is the
-allocator's, shares are the profile's.
+It runs twice to settle (on an H200 the second step takes a second longer than those after it), then
+a number of times one by one for the median, then once under the profiler. Nothing here is
+estimated: the compiler's memory is its plan, the peak is the allocator's, shares are the profile's.
 """
 
 import itertools
