@@ -151,6 +151,19 @@ def test_each_row_of_the_table_names_a_kernel_and_its_implementations():
         assert row["gpu"] in choice.HOPPER
 
 
+@pytest.mark.parametrize(
+    ("kind", "gpu"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA GH200 480GB", "GH200"),
+        ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-40GB"),
+    ],
+)
+def test_a_row_speaks_for_its_own_gpu(kind, gpu):
+    assert Device("gpu", kind).gpu == gpu
+
+
 def test_strict_makes_a_fallback_of_attention_an_error():
     with pytest.raises(UserError, match=r"compute\.strict=true.*the device is a cpu.*knowingly"):
         choices(CPU, "compute.strict=true")

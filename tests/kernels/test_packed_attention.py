@@ -189,8 +189,13 @@ def test_all_three_kernels_lower_for_an_h100(segments):
         )
 
     shapes = teuken() if segments is None else (*teuken(), segments)
-    text = on_an_h100(both, *shapes).lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("mosaic_gpu_v2") == 3
+
+    def layers(*given):
+        return both(*given), both(*given)
+
+    for function in (both, layers):  # a second layer's kernels are those of the first
+        text = on_an_h100(function, *shapes).lower(lowering_platforms=("cuda",)).as_text()
+        assert text.count("mosaic_gpu_v2") == 3
 
 
 @pytest.mark.parametrize(("policy", "kernels"), [("full", 4), ("save_attention", 3)])

@@ -41,7 +41,10 @@ CONTROL = {"while", "conditional", "call"}
 # Kernels of captured graphs do not say which instruction they are: by name, and only then.
 KERNELS = {
     "communication": re.compile("nccl", re.I),
-    "attention": re.compile("fmha|flash|sdpa", re.I),
+    "attention": re.compile("fmha|flash|sdpa|attention", re.I),
+    "norms": re.compile("rms_norm"),
+    "head": re.compile("head_exponentials"),
+    "optimizer": re.compile("symmetric_product"),
     "products": re.compile("gemm|nvjet|cutlass|xmma|cublas", re.I),
     "copies": re.compile("memcpy|memset|copy", re.I),
 }

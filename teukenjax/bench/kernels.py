@@ -133,10 +133,10 @@ def roof(case: Case, hw: Hardware) -> float:
     return max(case.flops / hw.bf16_tflops / 1e12, case.bytes / hw.memory_gb_per_s / 1e9)
 
 
-def choices(rows: list[Row], kind: str) -> Iterator[str]:
+def choices(rows: list[Row], gpu: str) -> Iterator[str]:
     """Lines for ``kernels/measured.yaml``: the cases that decide, with all that ran."""
     deciding = (row for row in rows if row.case.shape and row.times)
     for case, ran in itertools.groupby(deciding, key=lambda row: row.case):
         times = ", ".join(f"{row.implementation}: {row.median * 1e3:.3g}" for row in ran)
         sizes = ", ".join(f"{letter}: {size}" for letter, size in case.shape.items())
-        yield f"- {{kernel: {case.kernel}, gpu: {kind}, shape: {{{sizes}}}, ms: {{{times}}}}}"
+        yield f"- {{kernel: {case.kernel}, gpu: {gpu}, shape: {{{sizes}}}, ms: {{{times}}}}}"

@@ -45,6 +45,11 @@ class Device(NamedTuple):
         return cls(device.platform, device.device_kind)
 
     @property
+    def gpu(self) -> str:
+        """Its name in ``measured.yaml``: one of ``HOPPER``, or all of its kind."""
+        return next((name for name in HOPPER if name in self.kind.split()), self.kind)
+
+    @property
     def gpu_refusal(self) -> str | None:
         """Why no GPU's kernel can run here; None on a GPU."""
         is_gpu = self.platform in ("gpu", "cuda")
@@ -55,7 +60,7 @@ class Device(NamedTuple):
         """Why our kernels cannot run here; None when they can."""
         if self.gpu_refusal is not None:
             return self.gpu_refusal
-        if not any(name in self.kind for name in HOPPER):
+        if self.gpu not in HOPPER:
             return f"the GPU is {self.kind or 'not known'}, not one of {', '.join(HOPPER)}"
         return None
 
@@ -142,7 +147,7 @@ def choose(
         )
     reasons = [f"{name} cannot run: {why}" for name, why in refusals.items() if why]
     refused = "; ".join(reasons)
-    row = _nearest(kernel, device.kind, shape) if len(able) > 1 else None
+    row = _nearest(kernel, device.gpu, shape) if len(able) > 1 else None
     if row is None and len(able) > 1:
         reasons.append("not measured near this shape")
     if strict and row is None and fallback not in able[1:]:
@@ -158,14 +163,14 @@ def choose(
     return Choice(best, f"{times[best]:g} ms where measured, {others}" if others else refused)
 
 
-def _nearest(kernel: str, kind: str, shape: Shape) -> dict | None:
+def _nearest(kernel: str, gpu: str, shape: Shape) -> dict | None:
     def distance(row) -> float:
         return max(abs(math.log2(shape[n] / row["shape"][n])) for n in shape)
 
     rows = [
         row
         for row in _measured()
-        if row["kernel"] == kernel and row["gpu"] in kind and row["shape"].keys() == shape.keys()
+        if row["kernel"] == kernel and row["gpu"] == gpu and row["shape"].keys() == shape.keys()
     ]
     near = [row for row in rows if distance(row) <= math.log2(NEAR)]
     return min(near, key=distance, default=None)

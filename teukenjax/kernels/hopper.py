@@ -31,6 +31,17 @@ def processors() -> int:
     return jax.devices()[0].core_count
 
 
+def kernel(body: Callable, *, name: str, **how) -> Callable:
+    """``plgpu.kernel`` of a body that compilers and profiles know by a name.
+
+    Call it under ``jax.jit``: Mosaic takes kernels from two calls for the same one, and compiles it
+    once, only if the same traced function made both.
+    """
+    named = functools.partial(body)
+    named.__name__ = name
+    return plgpu.kernel(named, **how)
+
+
 def with_sums(values, body: Callable) -> list:
     """fp32 sums in registers, after a body that was given accumulators which start with them."""
     return pl.run_state(body)([plgpu.ACC.init(value) for value in values])

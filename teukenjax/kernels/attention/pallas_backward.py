@@ -41,6 +41,7 @@ Q_STAGES = 4  # blocks of queries that are loaded ahead
 PROGRAMS_PER_SM = 6  # of the kernel for dK and dV, at least: they differ in length
 
 
+@jax.jit
 def backward(
     q: Float[Array, "B S H N"],
     k: Float[Array, "B S K N"],
@@ -58,8 +59,9 @@ def backward(
 
 def _backward_q(starts, q, k, v, d_out, log_sums, delta):
     B, S, H, _ = q.shape
-    kernel = plgpu.kernel(
+    kernel = hopper.kernel(
         _q_body,
+        name="attention_backward_q",
         out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
         scratch_types={
             "q_smem": operands(WARPGROUPS, ROWS, HEAD_DIM),
@@ -146,8 +148,9 @@ def _backward_kv(starts, q, k, v, d_out, log_sums, delta):
     B, S, K, N = k.shape
     parts = parts_of_group(q.shape[2] // K, B * K * S // BLOCK)
     sums = jax.ShapeDtypeStruct((parts, B, S, K, N), jnp.float32)
-    kernel = plgpu.kernel(
+    kernel = hopper.kernel(
         _kv_body,
+        name="attention_backward_kv",
         out_type=[sums, sums],
         scratch_types={
             "k_smem": operands(WARPGROUPS, ROWS, HEAD_DIM),

@@ -39,6 +39,7 @@ from teukenjax.kernels.attention.tiles import (
 SCALE = LOG2_E / math.sqrt(HEAD_DIM)  # of scores, whose exponentials are powers of 2
 
 
+@jax.jit
 def forward(
     q: Float[Array, "B S H N"],
     k: Float[Array, "B S K N"],
@@ -47,8 +48,9 @@ def forward(
 ) -> tuple[Float[Array, "B S H N"], Float[Array, "B H S"]]:
     """The mixed values, and log₂ Σ 2^(SCALE · score) of each row in fp32."""
     B, S, H, _ = q.shape
-    kernel = plgpu.kernel(
+    kernel = hopper.kernel(
         _body,
+        name="attention_forward",
         out_type=[
             jax.ShapeDtypeStruct(q.shape, q.dtype),
             jax.ShapeDtypeStruct((B, H, S), jnp.float32),

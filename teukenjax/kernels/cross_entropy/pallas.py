@@ -20,6 +20,7 @@ from teukenjax.kernels.hopper import CHUNK, PART, TILE, WARPGROUPS
 LOWEST = -1e30  # of a top: rows without a valid column have exponentials 0, not NaN
 
 
+@functools.partial(jax.jit, static_argnames="keep")
 def exponentials(
     hidden: Float[Array, "C D"],
     table: Float[Array, "V D"],
@@ -44,8 +45,9 @@ def exponentials(
     valid, parts = jnp.minimum(valid, V), -(-V // PART)
     statistic = jax.ShapeDtypeStruct((parts, C), jnp.float32)
     kept = [jax.ShapeDtypeStruct((C, len(table)), hidden.dtype)] if keep else []
-    kernel = plgpu.kernel(
+    kernel = hopper.kernel(
         functools.partial(_body, keep=keep),
+        name="head_exponentials",
         out_type=[statistic, statistic, *kept],
         grid=(hopper.processors(),),
         grid_names=("sm",),

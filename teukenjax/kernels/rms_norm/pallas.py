@@ -19,14 +19,17 @@ VECTOR = 8  # neighbours that a thread loads at once: 16 bytes
 FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 6, 2  # on each SM at a time, as registers allow
 
 
+@functools.partial(jax.jit, static_argnames="epsilon")
 def forward(
     x: Float[Array, "T D"], gain: Float[Array, " D"], epsilon: float
 ) -> Float[Array, "T D"]:
     """x / rms(x) · gain."""
     body = functools.partial(_forward, epsilon=epsilon)
-    return _kernel(body, jax.ShapeDtypeStruct(x.shape, x.dtype), FORWARD_PROGRAMS)(x, gain)
+    out_type = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return _kernel(body, "rms_norm_forward", out_type, FORWARD_PROGRAMS)(x, gain)
 
 
+@functools.partial(jax.jit, static_argnames="epsilon")
 def backward(
     h: Float[Array, "T D"],
     gain: Float[Array, " D"],
@@ -38,6 +41,7 @@ def backward(
     programs = BACKWARD_PROGRAMS * hopper.processors()
     kernel = _kernel(
         functools.partial(_backward, epsilon=epsilon, adds=dh is not None),
+        "rms_norm_backward",
         [
             jax.ShapeDtypeStruct(h.shape, h.dtype),
             jax.ShapeDtypeStruct((programs, h.shape[1]), jnp.float32),
@@ -48,9 +52,10 @@ def backward(
     return dx, parts.sum(axis=0)
 
 
-def _kernel(body, out_type, programs: int):
-    return plgpu.kernel(
+def _kernel(body, name: str, out_type, programs: int):
+    return hopper.kernel(
         body,
+        name=name,
         out_type=out_type,
         grid=(programs * hopper.processors(),),
         grid_names=("program",),

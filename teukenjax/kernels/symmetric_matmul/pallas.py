@@ -22,6 +22,7 @@ CHUNKS = PART // CHUNK
 BAND = 16  # tile rows that are walked down together, so that panels of Y are met in the L2 cache
 
 
+@functools.partial(jax.jit, static_argnames=("alpha", "beta"))
 def symmetric_product(
     x: Float[Array, "Z m k"],
     y: Float[Array, "Z m k"],
@@ -33,8 +34,9 @@ def symmetric_product(
     """alpha · X Yᵀ + beta · addend for m in multiples of 256 and k of 64; see ``api``."""
     Z, m, _ = x.shape
     tiles = jnp.asarray(_upper_tiles(m))
-    kernel = plgpu.kernel(
+    kernel = hopper.kernel(
         functools.partial(_body, alpha=alpha, beta=beta, adds=addend is not None),
+        name="symmetric_product",
         out_type=jax.ShapeDtypeStruct((Z, m, m), x.dtype),
         grid=(hopper.processors(),),
         grid_names=("sm",),
