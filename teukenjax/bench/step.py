@@ -1,9 +1,9 @@
 """``teukenjax bench step``: the real train step on the devices at hand, timed and taken apart.
 
 The step is the one that ``teukenjax train`` compiles, from the same recipe, state and loader.
-It runs twice to settle (on an H200 the second step takes a second longer than those after it), then
-a number of times one by one for the median, then once under the profiler. Nothing here is
-estimated: the compiler's memory is its plan, the peak is the allocator's, shares are the profile's.
+It runs once to settle, then a number of times one by one for the median, then once under the
+profiler. Nothing here is estimated: the compiler's memory is its plan, the peak is the
+allocator's, shares are the profile's.
 """
 
 import itertools
@@ -125,14 +125,13 @@ def real_batches(program: Program, store: TokenStore) -> Iterator[Batch]:
 
 
 def run(program: Program, data: Iterator[Batch], repeats: int) -> Measured:
-    """Compiles the step and runs it ``repeats`` + 3 times."""
+    """Compiles the step and runs it ``repeats`` + 2 times."""
     start = time.perf_counter()
     first = next(data)
     step = make_train_step(program).lower(program.abstract_state, first).compile()
     compile_s = time.perf_counter() - start
     classes, sizes = classify(step.as_text()), step.memory_analysis()
-    state, _ = step(program.init(), first)
-    state, _ = step(state, next(data))
+    state, _ = jax.block_until_ready(step(program.init(), first))
     times = []
     for batch in itertools.islice(data, repeats):
         start = time.perf_counter()

@@ -25,6 +25,19 @@ ROLES = ("output", "hidden", "input")
 Row = dict[str, Any]
 
 
+class Setup(NamedTuple):
+    """What is trained, and how, apart from batch and horizon."""
+
+    model: str
+    optimizer: str
+    momentum: float
+    multipliers: tuple[float, float, float]  # input, hidden, output
+
+    def __str__(self) -> str:
+        ratio = " : ".join(f"{m:g}" for m in self.multipliers)
+        return f"{self.model} {self.optimizer} β {self.momentum:g} {ratio}"
+
+
 class Scan(NamedTuple):
     """What all points of a curve share."""
 
@@ -36,13 +49,12 @@ class Scan(NamedTuple):
     tokens: int
 
     @property
-    def program(self) -> tuple:
+    def program(self) -> Setup:
         """All but batch and horizon."""
-        return self[:4]
+        return Setup(*self[:4])
 
     def __str__(self) -> str:
-        ratio = " : ".join(f"{m:g}" for m in self.multipliers)
-        return f"{self.model} {self.optimizer} β {self.momentum:g} {ratio} batch {self.batch}"
+        return f"{self.program} batch {self.batch}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +128,7 @@ def fit_rows(rows: Sequence[Row], traces: Sequence[Row], *, role: str = "output"
     return Fitted(role, intercept, contexts[0], curves, found, edges, diverged)
 
 
-def rate_rules(fitted: Fitted) -> dict[tuple, Line]:
+def rate_rules(fitted: Fitted) -> dict[Setup, Line]:
     """η*(B, D) of every program that has enough scans; with one batch, η*(D)."""
     lines = {}
     for program, scans in _by_program(fitted.optima).items():
@@ -131,7 +143,7 @@ def rate_rules(fitted: Fitted) -> dict[tuple, Line]:
     return lines
 
 
-def batch_rules(fitted: Fitted) -> dict[tuple, Line]:
+def batch_rules(fitted: Fitted) -> dict[Setup, Line]:
     """B*(D) of every program with best batches at three horizons or more."""
     lines = {}
     for program, scans in _by_program(fitted.best_batches()).items():
@@ -159,7 +171,7 @@ def rules_of(fitted: Fitted, source: str) -> Rules | None:
         context=fitted.context,
         log2_norm=(float(norms.mean()), float(norms.std(ddof=1)) if len(norms) > 1 else 0.0),
         log2_tokens=(min(tokens), max(tokens)),
-        source=f"{source}: {program[0]}, {program[1]}, momentum {program[2]:g}",
+        source=f"{source}: {program.model}, {program.optimizer}, momentum {program.momentum:g}",
     )
 
 
@@ -184,7 +196,7 @@ def print_fit(console: Console, fitted: Fitted) -> None:
         console.print(f"{fitted.diverged} rows diverged: kept as rows, left out of fits")
     for lines, name in ((rate_rules(fitted), "η*"), (batch_rules(fitted), "B*")):
         for program, line in lines.items():
-            console.print(f"log2 {name} = {line}   [{program[0]} {program[1]} β {program[2]:g}]")
+            console.print(f"log2 {name} = {line}   [{program}]")
     norms = np.array([found.log2_norm for found in best.values()])
     if len(norms) > 1:
         console.print(
@@ -226,7 +238,7 @@ def _curve(rows: list[Row], role: str) -> Curve:
     return Curve.of([(*np.mean(same, axis=0), rate) for rate, same in by_rate.items()])
 
 
-def _by_program(optima: dict[Scan, Optimum]) -> dict[tuple, list[Scan]]:
+def _by_program(optima: dict[Scan, Optimum]) -> dict[Setup, list[Scan]]:
     grouped = collections.defaultdict(list)
     for scan in optima:
         grouped[scan.program].append(scan)

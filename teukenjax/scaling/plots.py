@@ -146,6 +146,7 @@ def rate_transfer(rows: Sequence[Row]) -> Picture | None:
     if len({row["model"] for row in rows}) < 2:
         return None
     panels = _grouped(rows, lambda row: (row["optimizer"], row["momentum"], row["batch"]))
+    best = min(row["loss"] for row in rows)  # of all panels, to be compared
     figure, axes = _panels(len(panels))
     table: list[tuple] = [("optimizer", "momentum", "model", "batch", "log2_rate", "loss")]
     for axis, ((optimizer, momentum, batch), panel) in zip(axes, panels.items(), strict=True):
@@ -158,9 +159,8 @@ def rate_transfer(rows: Sequence[Row]) -> Picture | None:
             axis.plot(list(rates)[lowest], losses[lowest], "o", color=line.get_color())
             pairs = zip(rates, losses, strict=True)
             table += [(optimizer, momentum, model, batch, *pair) for pair in pairs]
-        lowest = min(row["loss"] for row in panel)
         axis.set(title=f"{optimizer} β {momentum:g} batch {batch}", xlabel="log2 learning rate")
-        axis.set(ylabel="loss", ylim=(lowest - 0.05, lowest + 1.5))
+        axis.set(ylabel="loss", ylim=(best - 0.05, best + 1.5))
         axis.legend(fontsize="x-small")
     return Picture(figure, table)
 
