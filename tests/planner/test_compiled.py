@@ -14,7 +14,7 @@ from teukenjax.planner.step_time import step_time, wire_bytes
 
 HAS_COMPILER = importlib.util.find_spec("jax_cuda13_plugin") is not None
 ONCE = {"strategy": "fsdp", "fsdp": 8, "remat": "save_attention", "once": True}
-# hardware, layers, and a plan: the model on H100s with our kernels, a part of it on H200s without.
+# hardware, layers, and a plan: the model on H100s, a part of it on H200s.
 PLANS = {
     "fsdp": ("h100-sxm", 32, {"fsdp": 8, "remat": "save_attention"}),
     "gathered once": ("h100-sxm", 32, ONCE),
