@@ -3,15 +3,13 @@
 The interpreter starts every output as NaN, so what a kernel forgets to write shows.
 """
 
-import functools
-
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
+from h100 import on_an_h100
 from tiny import model_of, one_device, tiny_config
 
 from teukenjax.kernels import hopper
@@ -25,7 +23,6 @@ from teukenjax.optim import orthogonalise
 from teukenjax.optim.coefficients import steps_of
 
 BF16, FP16 = jnp.bfloat16, jnp.float16
-H100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
 EPSILON = 1e-5
 
 
@@ -221,24 +218,15 @@ TEUKEN = {  # each kernel at the shapes of Teuken-7B
 def test_every_kernel_lowers_for_an_h100(name):
     """That traces it, lays out registers and checks shared memory; only ptxas does not run."""
     function, shapes = TEUKEN[name]
-    assert on_an_h100(function, shapes).count("mosaic_gpu_v2") == 1
+    assert on_an_h100(function, *shapes).count("mosaic_gpu_v2") == 1
 
 
 @pytest.mark.parametrize("name", TEUKEN)
 def test_a_kernel_that_is_called_again_is_not_compiled_again(name):
     """Mosaic would compile two calls apart, a second or more each, if each were traced anew."""
     function, shapes = TEUKEN[name]
-    text = on_an_h100(lambda *given: (function(*given), function(*given)), shapes)
+    text = on_an_h100(lambda *given: (function(*given), function(*given)), *shapes)
     assert text.count("mosaic_gpu_v2") == 1
-
-
-def on_an_h100(function, shapes) -> str:
-    """Lowered for a GPU that is not there."""
-    mesh = AbstractMesh((1,), ("x",), abstract_device=H100)
-    with jax.sharding.use_abstract_mesh(mesh):
-        # Not the function itself: what was traced for other devices would be found again.
-        traced = jax.jit(functools.partial(function)).trace(*shapes)
-        return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 def products_of_a_step(**compute) -> int:

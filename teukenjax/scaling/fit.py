@@ -41,20 +41,12 @@ class Setup(NamedTuple):
 class Scan(NamedTuple):
     """What all points of a curve share."""
 
-    model: str
-    optimizer: str
-    momentum: float
-    multipliers: tuple[float, float, float]  # input, hidden, output
+    setup: Setup
     batch: int
     tokens: int
 
-    @property
-    def program(self) -> Setup:
-        """All but batch and horizon."""
-        return Setup(*self[:4])
-
     def __str__(self) -> str:
-        return f"{self.program} batch {self.batch}"
+        return f"{self.setup} batch {self.batch}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +71,13 @@ class Fitted:
     diverged: int
 
     def best_batches(self) -> dict[Scan, Optimum]:
-        """Of each program and horizon, the scan with the lowest loss, if other batches surround it.
+        """Of each setup and horizon, the scan with the lowest loss, if other batches surround it.
 
         With one batch there is nothing to choose, and the scan itself is given.
         """
         grouped = collections.defaultdict(dict)
         for scan, found in self.optima.items():
-            grouped[scan.program, scan.tokens][scan.batch] = (scan, found)
+            grouped[scan.setup, scan.tokens][scan.batch] = (scan, found)
         best = {}
         for by_batch in grouped.values():
             scan, found = min(by_batch.values(), key=lambda pair: pair[1].loss)
@@ -129,9 +121,9 @@ def fit_rows(rows: Sequence[Row], traces: Sequence[Row], *, role: str = "output"
 
 
 def rate_rules(fitted: Fitted) -> dict[Setup, Line]:
-    """η*(B, D) of every program that has enough scans; with one batch, η*(D)."""
+    """η*(B, D) of every setup that has enough scans; with one batch, η*(D)."""
     lines = {}
-    for program, scans in _by_program(fitted.optima).items():
+    for setup, scans in _by_setup(fitted.optima).items():
         axes = {
             "batch": [float(np.log2(scan.batch)) for scan in scans],
             "tokens": [float(np.log2(scan.tokens)) for scan in scans],
@@ -139,39 +131,39 @@ def rate_rules(fitted: Fitted) -> dict[Setup, Line]:
         axes = {name: values for name, values in axes.items() if len(set(values)) > 1}
         if axes and len(scans) > len(axes) + 1:
             rates = [fitted.optima[scan].log2_rate for scan in scans]
-            lines[program] = Line.fit(rates, **axes)
+            lines[setup] = Line.fit(rates, **axes)
     return lines
 
 
 def batch_rules(fitted: Fitted) -> dict[Setup, Line]:
-    """B*(D) of every program with best batches at three horizons or more."""
+    """B*(D) of every setup with best batches at three horizons or more."""
     lines = {}
-    for program, scans in _by_program(fitted.best_batches()).items():
-        several = {scan.batch for scan in fitted.optima if scan.program == program}
+    for setup, scans in _by_setup(fitted.best_batches()).items():
+        several = {scan.batch for scan in fitted.optima if scan.setup == setup}
         if len(scans) >= 3 and len(several) > 1:
             tokens = [float(np.log2(scan.tokens)) for scan in scans]
             best = [float(np.log2(scan.batch)) for scan in scans]
-            lines[program] = Line.fit(best, tokens=tokens)
+            lines[setup] = Line.fit(best, tokens=tokens)
     return lines
 
 
 def rules_of(fitted: Fitted, source: str) -> Rules | None:
-    """For ``suggest``: of the program with most scans; None if it has no η*(B, D)."""
+    """For ``suggest``: of the setup with most scans; None if it has no η*(B, D)."""
     lines = {key: line for key, line in rate_rules(fitted).items() if "batch" in line.names}
     if not lines:
         return None
-    program = max(lines, key=lambda key: lines[key].points)
-    scans = [scan for scan in fitted.optima if scan.program == program]
-    best = [o.log2_norm for s, o in fitted.best_batches().items() if s.program == program]
+    setup = max(lines, key=lambda key: lines[key].points)
+    scans = [scan for scan in fitted.optima if scan.setup == setup]
+    best = [o.log2_norm for s, o in fitted.best_batches().items() if s.setup == setup]
     norms = np.array(best or [fitted.optima[scan].log2_norm for scan in scans])
     tokens = [float(np.log2(scan.tokens)) for scan in scans]
     return Rules(
-        rate=lines[program],
-        batch=batch_rules(fitted).get(program),
+        rate=lines[setup],
+        batch=batch_rules(fitted).get(setup),
         context=fitted.context,
         log2_norm=(float(norms.mean()), float(norms.std(ddof=1)) if len(norms) > 1 else 0.0),
         log2_tokens=(min(tokens), max(tokens)),
-        source=f"{source}: {program.model}, {program.optimizer}, momentum {program.momentum:g}",
+        source=f"{source}: {setup.model}, {setup.optimizer}, momentum {setup.momentum:g}",
     )
 
 
@@ -195,8 +187,8 @@ def print_fit(console: Console, fitted: Fitted) -> None:
     if fitted.diverged:
         console.print(f"{fitted.diverged} rows diverged: kept as rows, left out of fits")
     for lines, name in ((rate_rules(fitted), "η*"), (batch_rules(fitted), "B*")):
-        for program, line in lines.items():
-            console.print(f"log2 {name} = {line}   [{program}]")
+        for setup, line in lines.items():
+            console.print(f"log2 {name} = {line}   [{setup}]")
     norms = np.array([found.log2_norm for found in best.values()])
     if len(norms) > 1:
         console.print(
@@ -213,7 +205,8 @@ def write_optima(fitted: Fitted, path: Path) -> None:
     writer.writerow((*scans, "multiplier_output", "batch", "tokens", *names))
     for scan, found in fitted.optima.items():
         values = [f"{value:.5g}" for value in dataclasses.astuple(found)]
-        head = (*scan[:3], *scan.multipliers, scan.batch, scan.tokens)
+        *head, multipliers = scan.setup
+        head += [*multipliers, scan.batch, scan.tokens]
         writer.writerow((*head, *values))
     save(path, text.getvalue().encode())
 
@@ -222,9 +215,9 @@ def _scans(rows: Sequence[Row]) -> dict[Scan, list[Row]]:
     scans = collections.defaultdict(list)
     for row in rows:
         multipliers = tuple(row[f"multiplier_{role}"] for role in ("input", "hidden", "output"))
-        key = (row["model"], row["optimizer"], row["momentum"], multipliers)
+        setup = Setup(row["model"], row["optimizer"], row["momentum"], multipliers)
         if not row["diverged"] and row["norm_target"] is None:
-            scans[Scan(*key, row["batch"], row["tokens"])].append(row)
+            scans[Scan(setup, row["batch"], row["tokens"])].append(row)
     return dict(sorted(scans.items()))
 
 
@@ -238,8 +231,8 @@ def _curve(rows: list[Row], role: str) -> Curve:
     return Curve.of([(*np.mean(same, axis=0), rate) for rate, same in by_rate.items()])
 
 
-def _by_program(optima: dict[Scan, Optimum]) -> dict[Setup, list[Scan]]:
+def _by_setup(optima: dict[Scan, Optimum]) -> dict[Setup, list[Scan]]:
     grouped = collections.defaultdict(list)
     for scan in optima:
-        grouped[scan.program].append(scan)
+        grouped[scan.setup].append(scan)
     return grouped

@@ -36,8 +36,8 @@ def plot(rows: Sequence[Row], traces: Sequence[Row], fitted: Fitted, out: Path) 
 
 
 def loss_against_norm(fitted: Fitted) -> Picture:
-    """One panel a program and batch, one colour a horizon; the parabola with c fixed."""
-    panels = _grouped(fitted.curves, lambda scan: (*scan.program, scan.batch))
+    """One panel a setup and batch, one colour a horizon; the parabola with c fixed."""
+    panels = _grouped(fitted.curves, lambda scan: (scan.setup, scan.batch))
     figure, axes = _panels(len(panels))
     table = [("scan", "log2_tokens", "log2_rate", "log2_norm", "loss")]
     for axis, scans in zip(axes, panels.values(), strict=True):
@@ -61,24 +61,28 @@ def loss_against_norm(fitted: Fitted) -> Picture:
 
 
 def optimal_norm(fitted: Fitted, sizes: dict[str, tuple[int, int]]) -> Picture:
-    """Against the horizon, a line a program and batch; against width and depth, where they vary."""
+    """Against the horizon, a line a setup and batch; against width and depth, where they vary."""
+
+    def size(scan: Scan) -> tuple[int, int]:
+        return sizes[scan.setup.model]
+
     horizon = max(scan.tokens for scan in fitted.optima)
     last = [scan for scan in fitted.optima if scan.tokens == horizon]
-    varied = [which for which in (0, 1) if len({sizes[scan.model][which] for scan in last}) > 1]
+    varied = [which for which in (0, 1) if len({size(scan)[which] for scan in last}) > 1]
     figure, (first, *others) = _panels(1 + len(varied))
     header = ("model", "width", "layers", "batch", "log2_tokens", "log2_norm", "log2_norm_sd")
     table: list[tuple] = [header]
     for scan, found in fitted.optima.items():
         values = (found.log2_norm, found.log2_norm_sd)
-        table.append((scan.model, *sizes[scan.model], scan.batch, np.log2(scan.tokens), *values))
-    for scans in _grouped(fitted.optima, lambda scan: (*scan.program, scan.batch)).values():
+        table.append((scan.setup.model, *size(scan), scan.batch, np.log2(scan.tokens), *values))
+    for scans in _grouped(fitted.optima, lambda scan: (scan.setup, scan.batch)).values():
         _norms(first, [np.log2(s.tokens) for s in scans], scans, fitted, str(scans[0]))
     first.set_xlabel("log2 tokens")
     for axis, which in zip(others, varied, strict=True):
-        for same in _grouped(last, lambda s: (s[1:5], sizes[s.model][1 - which])).values():  # noqa: B023
-            same = sorted(same, key=lambda s: sizes[s.model][which])
-            label = f"{same[0].optimizer} batch {same[0].batch}"
-            _norms(axis, [np.log2(sizes[s.model][which]) for s in same], same, fitted, label)
+        for same in _grouped(last, lambda s: (s.setup[1:], s.batch, size(s)[1 - which])).values():  # noqa: B023
+            same = sorted(same, key=lambda s: size(s)[which])
+            label = f"{same[0].setup.optimizer} batch {same[0].batch}"
+            _norms(axis, [np.log2(size(s)[which]) for s in same], same, fitted, label)
         axis.set_title(f"2^{np.log2(horizon):g} tokens")
         axis.set_xlabel(f"log2 {('width', 'layers')[which]}")
     for axis in (first, *others):
@@ -95,13 +99,13 @@ def optimal_rate(fitted: Fitted) -> Picture:
         where = (str(scan), scan.batch, np.log2(scan.tokens))
         table.append((*where, found.log2_rate, found.log2_rate_sd))
     for axis, key, x in (
-        (left, lambda s: (*s.program, s.batch), lambda s: np.log2(s.tokens)),
-        (right, lambda s: (*s.program, s.tokens), lambda s: np.log2(s.batch)),
+        (left, lambda s: (s.setup, s.batch), lambda s: np.log2(s.tokens)),
+        (right, lambda s: (s.setup, s.tokens), lambda s: np.log2(s.batch)),
     ):
         for scans in _grouped(fitted.optima, key).values():
             rates = [fitted.optima[scan] for scan in scans]
             tokens = "" if axis is left else f" 2^{np.log2(scans[0].tokens):g}"
-            label = (str(scans[0]) if axis is left else scans[0].model) + tokens
+            label = (str(scans[0]) if axis is left else scans[0].setup.model) + tokens
             y, sd = [r.log2_rate for r in rates], [r.log2_rate_sd for r in rates]
             axis.errorbar([x(s) for s in scans], y, sd, marker="o", label=label, linewidth=1)
         axis.legend(fontsize="x-small")
@@ -227,8 +231,7 @@ def _grouped[T](items: Sequence[T] | dict[T, Any], key: Callable[[T], Any]) -> d
 def _panels(count: int) -> tuple[Figure, list]:
     columns = min(count, 4)
     rows = -(-count // columns)
-    size = (4.4 * columns, 3.6 * rows)
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure = Figure(figsize=(4.4 * columns, 3.6 * rows), dpi=110, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for axis in axes[count:]:
         axis.remove()
