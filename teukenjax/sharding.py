@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -121,6 +122,37 @@ class Layout:
         """A weight as a layer computes with it: cast, then gathered, which is half the bytes."""
         whole = self.sharding(axes, self.row.compute)
         return jax.lax.with_sharding_constraint(weight.astype(dtype), whole)
+
+    @property
+    def vocab_axes(self) -> tuple[str, ...]:
+        """Mesh axes that split the vocabulary tables."""
+        return self.row.parameters.get("vocab", ())
+
+    @property
+    def travel_axes(self) -> tuple[str, ...]:
+        """Those that split tables and batch: here tokens travel, so that tables need not."""
+        return tuple(axis for axis in BATCH_AXES if axis in self.vocab_axes)
+
+    @property
+    def alike_axes(self) -> tuple[str, ...]:
+        """Those that split the batch and no table: devices along them hold the same rows."""
+        return tuple(axis for axis in BATCH_AXES if axis not in self.vocab_axes)
+
+    @property
+    def each_spec(self) -> P:
+        """Where ``each`` puts a table [R, V, D]."""
+        return P(self.alike_axes or None, self.vocab_axes or None, None)
+
+    def each(self, table: jax.Array) -> jax.Array:
+        """A table [V, D] → [R, V, D]: once for each of R groups of devices that hold all of it.
+
+        Nothing moves. Its gradient is a sum over R, which the compiler may put off until the
+        micro-batches are done; one written inside of a ``shard_map`` stays where it is.
+        """
+        groups = math.prod(self.mesh.shape[axis] for axis in self.alike_axes)
+        copies = jnp.broadcast_to(table, (groups, *table.shape))
+        placement = NamedSharding(self.mesh, self.each_spec)
+        return jax.lax.with_sharding_constraint(copies, placement)
 
     def reduce(self, gradient: jax.Array, axes: tuple[str, ...]) -> jax.Array:
         """A weight's gradient, summed over the batch straight into its placement."""

@@ -113,11 +113,13 @@ def test_the_head_by_the_kernel_has_the_loss_and_gradients_of_the_reference(z_lo
     labels = jnp.asarray(rng.integers(500, size=(2, 100)), jnp.int32)
     weights = jnp.asarray(rng.uniform(0, 1, (2, 100)) / 100, jnp.float32)
 
+    layout = one_device()
+
     def results(implementation):
         def loss(hidden, table):
             return linear_cross_entropy(
-                hidden, table, labels, weights, vocab_size=500, chunk=70, layout=one_device(),
-                z_loss=z_loss, implementation=implementation,
+                hidden, layout.each(table), labels, weights, vocab_size=500, chunk=70,
+                layout=layout, z_loss=z_loss, implementation=implementation,
             )  # fmt: skip
 
         (total, losses), (dx, dw) = jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, table)

@@ -21,6 +21,7 @@ PLANS = {
     "hsdp": ("h100-sxm", 32, {"replica": 2, "fsdp": 4, "remat": "full"}),
     "fsdp_tp": ("h100-sxm", 32, {"fsdp": 4, "tensor": 2, "remat": "save_projections"}),
     "hsdp of replicas": ("h200-sxm", 8, {"strategy": "hsdp", "replica": 2, "micro_batch": 4}),
+    "zero2": ("h200-sxm", 8, {"fsdp": 2}),
     "tensor": ("h200-sxm", 8, {"strategy": "fsdp_tp", "tensor": 2, "remat": "full"}),
     "tensor of four": ("h200-sxm", 8, {"strategy": "fsdp_tp", "fsdp": 4, "tensor": 2}),
 }

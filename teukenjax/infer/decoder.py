@@ -188,8 +188,8 @@ def advance(
     c = model.config
     positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
     rope = rope_angles(positions, head_dim=c.head_dim, theta=c.rope_theta)
-    table = params["embed"]["table"]
-    x = embed(table, tokens, layout=model.layout, dtype=model.compute.dtype)
+    tables = model.layout.each(params["embed"]["table"])
+    x = embed(tables, tokens, layout=model.layout, dtype=model.compute.dtype)
     extended: list[Any] = []
     for weights, layer_cache in zip(params["layers"], cache, strict=True):
         x, layer_cache = model.block(weights)(x, rope, None, layer_cache, start)

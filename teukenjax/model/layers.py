@@ -67,18 +67,18 @@ def apply_rope(x: Float[Array, "B S H N"], rope: tuple[Array, Array]) -> Float[A
 
 
 def embed(
-    table: Float[Array, "V D"], tokens: Int[Array, "B S"], *, layout: Layout, dtype
+    tables: Float[Array, "R V D"], tokens: Int[Array, "B S"], *, layout: Layout, dtype
 ) -> Float[Array, "B S D"]:
-    """Rows of a table that may be split over its vocabulary.
+    """Rows of a table that may be split over its vocabulary, as ``layout.each`` gives it.
 
     Each device looks up what it owns for all tokens of its group, and the sum over the group goes
     back to the tokens' owners; the table itself never moves.
     """
-    vocab_axes = layout.row.parameters.get("vocab", ())
-    gather_axes = tuple(axis for axis in vocab_axes if axis in BATCH_AXES)
+    vocab_axes, gather_axes = layout.vocab_axes, layout.travel_axes
     rest = tuple(axis for axis in vocab_axes if axis not in gather_axes)
 
-    def lookup(table_VD, tokens_BS):
+    def lookup(table_1VD, tokens_BS):
+        table_VD = table_1VD[0]
         if not vocab_axes:
             return table_VD[tokens_BS].astype(dtype)
         if gather_axes:
@@ -94,10 +94,10 @@ def embed(
     return jax.shard_map(
         lookup,
         mesh=layout.mesh,
-        in_specs=(P(vocab_axes or None, None), P(BATCH_AXES, None)),
+        in_specs=(layout.each_spec, P(BATCH_AXES, None)),
         out_specs=P(BATCH_AXES, None, None),
         check_vma=False,
-    )(table, tokens)
+    )(tables, tokens)
 
 
 class Norm(nnx.Module):

@@ -75,11 +75,7 @@ class Teuken(nnx.Module):
           positions: of the tokens, for RoPE; none: 0 … S − 1.
           noise: added to the embeddings (``neftune``).
         """
-        x = self._embed(tokens)
-        x = x if noise is None else x + noise.astype(x.dtype)
-        rope = self._rope(jnp.arange(tokens.shape[1])[None] if positions is None else positions)
-        x, _ = self._run(lambda block, x, _: (block(x, rope, segments)[0], None), x, None)
-        return self.final_norm(x)
+        return self._hidden(self._each(self.embed), tokens, segments, positions, noise)
 
     def loss(
         self,
@@ -93,11 +89,14 @@ class Teuken(nnx.Module):
 
         ``segments``, ``positions`` and ``noise`` are of the inputs, as ``hidden`` takes them.
         """
-        hidden = self.hidden(tokens[:, :-1], segments, positions, noise)
+        # A tied table's gradients meet on each device before devices add theirs.
+        tables = self._each(self.embed)
+        output_tables = tables if self.config.tied else self._each(self.head)
+        hidden = self._hidden(tables, tokens[:, :-1], segments, positions, noise)
         with jax.named_scope("head"):
             return linear_cross_entropy(
                 hidden,
-                self.output_table,
+                output_tables,
                 tokens[:, 1:],
                 weights,
                 vocab_size=self.config.vocab_size,
@@ -112,10 +111,16 @@ class Teuken(nnx.Module):
         table = self.output_table[: self.config.vocab_size].astype(hidden.dtype)
         return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
 
-    def _embed(self, tokens):
+    def _each(self, table: Table) -> Array:
+        return self.layout.each(table.table[...])
+
+    def _hidden(self, tables, tokens, segments, positions, noise):
         with jax.named_scope("embed"):
-            table = self.embed.table[...]
-            return embed(table, tokens, layout=self.layout, dtype=self.compute.dtype)
+            x = embed(tables, tokens, layout=self.layout, dtype=self.compute.dtype)
+        x = x if noise is None else x + noise.astype(x.dtype)
+        rope = self._rope(jnp.arange(tokens.shape[1])[None] if positions is None else positions)
+        x, _ = self._run(lambda block, x, _: (block(x, rope, segments)[0], None), x, None)
+        return self.final_norm(x)
 
     def _rope(self, positions):
         return rope_angles(positions, head_dim=self.config.head_dim, theta=self.config.rope_theta)

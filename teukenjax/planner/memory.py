@@ -7,9 +7,9 @@ gradients, transposed weights and copies:
     embed      kept activations, and the states of all tokens of the group, where tokens travel
     loss       kept activations, the last states, logits, the table's gradient, zeros
     backward   kept activations, one layer's working set, its weights and its gradient, a device's
-               own sum where devices have to add theirs, a tied table's gradient that waits for
-               that of the embedding, zeros for that
-    reduce     a device's own sum, a tied table's gradients, the states of all tokens again
+               own sum where devices have to add theirs, the output table's gradient that waits
+               for the embedding's, zeros for that
+    reduce     a device's own sum, a tied table's gradient, the states of all tokens again
     update     updates while they are gathered
 
 Source: derived; what the phases hold was read from compiled programs, and is compared with them in
@@ -55,9 +55,9 @@ class Memory:
       table: gradient of the output table.
       layer: one layer's backward working set.
       gathered: weights of layers in flight, and a layer's gradients before they are reduced.
-      waiting: gradient of a tied table's head while layers' are computed.
-      zeros: into which that of its embedding will be scattered.
-      second: gradients of a tied table's embedding, before they are added to that of its head.
+      waiting: gradient of the output table while layers' are computed.
+      zeros: into which that of an embedding of its own will be scattered.
+      second: gradient of a tied table's embedding, before it is added to that of its head.
       updates: of leaves, while they are gathered.
     """
 
@@ -117,7 +117,6 @@ def memory(plans: Plans, setting: Setting, *, head_chunk: int) -> Memory:
     phi, E, remats = shape.parameters, plans.tokens, plans.remats(shape)
     owned = 4.0 * phi / plans.shards("gradients")
     logits, table = _loss(plans, setting, head_chunk)
-    waiting, zeros = _waiting(plans, setting)
     return Memory(
         parameters=4.0 * phi / plans.shards("parameters"),
         moments=setting.optimizer.state_bytes * phi / plans.shards("optimizer"),
@@ -134,8 +133,8 @@ def memory(plans: Plans, setting: Setting, *, head_chunk: int) -> Memory:
         table=table,
         layer=_layer(plans, setting),
         gathered=_gathered(plans, setting),
-        waiting=waiting,
-        zeros=zeros,
+        waiting=_waiting(plans, setting),
+        zeros=_zeros(plans, setting),
         second=_second(plans, setting),
         updates=_updates(plans, setting),
     )
@@ -225,29 +224,45 @@ def _transposed(plans: Plans, setting: Setting) -> np.ndarray:
     return np.where(turned, held, 0.0)
 
 
-def _waiting(plans: Plans, setting: Setting):
-    """4·V·D of a tied table's head on several devices, split as the table is; and zeros like it.
+def _waiting(plans: Plans, setting: Setting) -> np.ndarray:
+    """4·V·D of the head on several devices, split as its table is.
 
-    The embedding's gradient is scattered into zeros where the table is whole on several of them:
-    the compiler makes them with those at which the head's sum starts, and keeps them. Elsewhere
-    it is scattered where the head's is, or into zeros that are made then.
+    A tied table's waits for the embedding's, but not where the sum is whole on several devices:
+    there it is added when it is made. Where replicas split the table the compiler does one or the
+    other (BUILD_NOTES.md); it counts. A table of its own waits where several devices hold the same
+    rows. Source: read from compiled programs.
     """
-    shape, pieces = setting.shape, plans.shards("parameters")
-    tied = setting.software.table_stays & shape.tied & (plans.devices > 1)
-    table = tied * 4.0 * shape.vocab * shape.width / pieces
-    early = (pieces == plans.tensor) & (plans.devices > pieces)
-    return table, np.where(early, table, 0.0)
+    table, sums = plans.shards("parameters"), plans.shards("gradients")
+    added = (sums == plans.tensor) & (plans.devices > sums)
+    waits = np.where(setting.shape.tied, ~added, plans.devices > table)
+    return _several(plans, setting) * waits * _table(setting) / table
+
+
+def _zeros(plans: Plans, setting: Setting) -> np.ndarray:
+    """4·V·D of an embedding that is whole and not tied, where sums are split.
+
+    The compiler makes them with those at which the head's sum starts, and keeps them. Source: read
+    from compiled programs.
+    """
+    table = plans.shards("parameters")
+    early = (table == plans.tensor) & (plans.shards("gradients") > table)
+    return _several(plans, setting) * (not setting.shape.tied) * early * _table(setting) / table
 
 
 def _second(plans: Plans, setting: Setting) -> np.ndarray:
-    """4·V·D of a tied table's embedding on several devices, split as gradients are.
+    """4·V·D of a tied table's embedding where its head's waits, split as gradients are."""
+    waits = setting.shape.tied * (_waiting(plans, setting) > 0)
+    return waits * _table(setting) / plans.shards("gradients")
 
-    Alone it is added to; where devices add their own sums, it is reduced apart and stands twice.
-    """
-    shape, pieces = setting.shape, plans.shards("gradients")
-    twice = setting.software.table_stays & shape.tied & (plans.devices > 1)
-    tables = twice * np.where(plans.devices > pieces, 2, 1)
-    return tables * 4.0 * shape.vocab * shape.width / pieces
+
+def _several(plans: Plans, setting: Setting) -> np.ndarray:
+    """Whether our software runs on more than one device."""
+    return setting.software.table_stays & (plans.devices > 1)
+
+
+def _table(setting: Setting) -> float:
+    """Bytes of one table in fp32."""
+    return 4.0 * setting.shape.vocab * setting.shape.width
 
 
 def _updates(plans: Plans, setting: Setting) -> np.ndarray:

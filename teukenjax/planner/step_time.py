@@ -169,8 +169,8 @@ def _volumes(plans: Plans, setting: Setting):
                        states, (2 + 4 + 2)·E·D bytes
         table          if split and staying: tokens gathered for the head, their gradients
                        scattered, and the embedding's the other way: (2·2 + 4 + 2)·n·E·D bytes;
-                       if split and gathered, as a layer; if whole, the gradients of embedding
-                       and head are reduced, each by itself
+                       if split and gathered, as a layer; if whole, its gradient as a layer's, but
+                       zero1 and zero2 on replicas all-reduce it in each micro-step
 
     Source: derived; compared with compiled programs in tests/planner/test_compiled.py.
     """
@@ -183,19 +183,21 @@ def _volumes(plans: Plans, setting: Setting):
     gathers = np.where(plans.once, 1.0 / plans.accumulation, gathers)
     tables = shape.table_weights / t
     states = plans.fsdp * plans.tokens * shape.width
-    both_ends = 2.0 * shape.vocab * shape.width / t if software.table_stays else tables
     if software.table_stays:
         table_gathers, table_gradients = 10.0 * states, 0.0
     else:
         table_gathers, table_gradients = 2.0 * 2.0 * tables, Qg * tables
     over_fsdp = np.where(split_weights, gathers * 2.0 * whole + table_gathers, 0.0)
-    ends = np.where(split_weights, table_gradients, Qg * both_ends)
-    # What devices add that hold the same piece waits for the last micro-batch, but for tables.
+    # What devices add that hold the same piece waits for the last micro-batch, but for a table
+    # that is whole while its gradient is not.
     waits = plans.accumulation if software.table_stays else 1
+    each_time = software.table_stays & split_gradients & ~split_weights & (plans.replica > 1)
+    ends = np.where(split_weights, table_gradients, Qg * tables * np.where(each_time, 2.0, 1.0))
     over_fsdp = over_fsdp + np.where(
-        split_gradients, Qg * whole + ends, 2.0 * (Qg * whole / waits + ends)
+        split_gradients, Qg * whole + ends, 2.0 * (Qg * whole + ends) / waits
     )
-    over_replica = 2.0 * Qg * (whole / waits + both_ends) / (plans.shards("gradients") / t)
+    awaited = whole / waits + tables / np.where(each_time, 1, waits)
+    over_replica = 2.0 * Qg * awaited / (plans.shards("gradients") / t)
     passes = 2.0 * (4.0 + remats.attention) * shape.layers + 8.0 * software.table_stays
     over_tensor = 2.0 * passes * plans.tokens * shape.width
     return over_fsdp, over_replica, over_tensor

@@ -37,25 +37,10 @@ class Head:
     z_loss: float
     implementation: str
 
-    @property
-    def vocab_axes(self) -> tuple[str, ...]:
-        """Mesh axes that split the table."""
-        return self.layout.row.parameters.get("vocab", ())
-
-    @property
-    def gradient_axes(self) -> tuple[str, ...]:
-        """Mesh axes that split the table's gradient: those of the table, and more under ZeRO-2."""
-        return self.layout.row.gradients.get("vocab", ())
-
-    @property
-    def gather_axes(self) -> tuple[str, ...]:
-        """Mesh axes that split both tokens and table: here tokens travel."""
-        return tuple(axis for axis in self.vocab_axes if axis in BATCH_AXES)
-
 
 def linear_cross_entropy(
     hidden: Float[Array, "B S D"],
-    table: Float[Array, "V D"],
+    tables: Float[Array, "R V D"],
     labels: Int[Array, "B S"],
     weights: Float[Array, "B S"],
     *,
@@ -69,8 +54,8 @@ def linear_cross_entropy(
 
     Args:
       hidden: final hidden states; their dtype is that of the products.
-      table: fp32 output table, split as ``layout`` splits parameters; rows from ``vocab_size`` on
-        are padding.
+      tables: fp32 output table as ``layout.each`` gives it; rows from ``vocab_size`` on are
+        padding.
       labels: in [0, vocab_size).
       weights: of each token in the sum; 0 masks it.
       vocab_size: V without padding.
@@ -80,7 +65,7 @@ def linear_cross_entropy(
       implementation: of the softmax: ``reference``, or ``pallas`` on a Hopper GPU for 16 bits.
 
     Returns:
-      Σ weight · loss in nats, differentiable in ``hidden`` and ``table``; and the loss of each
+      Σ weight · loss in nats, differentiable in ``hidden`` and ``tables``; and the loss of each
       token in nats (before weighting, without z-loss), which carries no gradient.
 
     Raises:
@@ -89,45 +74,44 @@ def linear_cross_entropy(
     if implementation == "pallas" and hidden.dtype.itemsize != 2:
         raise ValueError(f"linear_cross_entropy: {hidden.dtype}: pallas takes 16-bit floats")
     head = Head(vocab_size, chunk, str(hidden.dtype), layout, z_loss, implementation)
-    return _loss(hidden, table, labels, weights, head)
+    return _loss(hidden, tables, labels, weights, head)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _loss(hidden, table, labels, weights, head: Head):
-    total, losses, _ = _sharded(head, hidden, table, labels, weights, gradients=False)
+def _loss(hidden, tables, labels, weights, head: Head):
+    total, losses, _ = _sharded(head, hidden, tables, labels, weights, gradients=False)
     return total, losses
 
 
-def _loss_forward(hidden, table, labels, weights, head: Head):
-    total, losses, gradients = _sharded(head, hidden, table, labels, weights, gradients=True)
+def _loss_forward(hidden, tables, labels, weights, head: Head):
+    total, losses, gradients = _sharded(head, hidden, tables, labels, weights, gradients=True)
     return (total, losses), gradients
 
 
 def _loss_backward(head: Head, gradients, cotangents):
     scale, _ = cotangents
-    d_hidden, d_table = gradients
-    return (d_hidden * scale.astype(d_hidden.dtype), d_table * scale, None, None)
+    d_hidden, d_tables = gradients
+    return (d_hidden * scale.astype(d_hidden.dtype), d_tables * scale, None, None)
 
 
 _loss.defvjp(_loss_forward, _loss_backward)
 
 
-def _sharded(head: Head, hidden, table, labels, weights, *, gradients: bool):
+def _sharded(head: Head, hidden, tables, labels, weights, *, gradients: bool):
     tokens = P(BATCH_AXES, None)
     states = P(BATCH_AXES, None, None)
-    rows = P(head.vocab_axes or None, None)
-    owned = P(head.gradient_axes or None, None)
+    each = head.layout.each_spec
     body = functools.partial(_local, head, gradients=gradients)
     return jax.shard_map(
         body,
         mesh=head.layout.mesh,
-        in_specs=(states, rows, tokens, tokens),
-        out_specs=(P(), tokens, (states, owned) if gradients else None),
+        in_specs=(states, each, tokens, tokens),
+        out_specs=(P(), tokens, (states, each) if gradients else None),
         check_vma=False,
-    )(hidden, table, labels, weights)
+    )(hidden, tables, labels, weights)
 
 
-def _local(head: Head, hidden_BSD, table_VD, labels_BS, weights_BS, *, gradients: bool):
+def _local(head: Head, hidden_BSD, table_1VD, labels_BS, weights_BS, *, gradients: bool):
     """One device's part: chunks of its own tokens, joined by those of its group."""
     B, S, D = hidden_BSD.shape
     tokens = B * S
@@ -141,7 +125,7 @@ def _local(head: Head, hidden_BSD, table_VD, labels_BS, weights_BS, *, gradients
         flat = jnp.pad(flat, ((0, padding), *((0, 0) for _ in flat.shape[1:])))
         return flat.reshape(-1, chunk, *flat.shape[1:])
 
-    table = table_VD.astype(head.dtype)
+    table = table_1VD[0].astype(head.dtype)
     step = functools.partial(_chunk, head, table, gradients=gradients)
     start = jnp.zeros((), jnp.float32), jnp.zeros(table.shape if gradients else (), jnp.float32)
     inputs = (chunks(hidden_BSD), chunks(labels_BS), chunks(weights_BS))
@@ -151,36 +135,25 @@ def _local(head: Head, hidden_BSD, table_VD, labels_BS, weights_BS, *, gradients
     total = lax.psum(total, BATCH_AXES)
     if not gradients:
         return total, losses, None
-    d_table = _reduce(head, d_table)
     d_hidden = d_hidden.reshape(-1, D)[:tokens].reshape(B, S, D)
-    return total, losses, (d_hidden, d_table)
-
-
-def _reduce(head: Head, d_table_VD: Array) -> Array:
-    """Sums over the devices that hold the same rows but saw other tokens; each keeps its own."""
-    own = tuple(axis for axis in head.gradient_axes if axis not in head.vocab_axes)
-    rest = tuple(axis for axis in BATCH_AXES if axis not in head.gather_axes + own)
-    d_table_VD = _across(lax.psum, d_table_VD, rest)
-    if not own:
-        return d_table_VD
-    return lax.psum_scatter(d_table_VD, own, scatter_dimension=0, tiled=True)
+    return total, losses, (d_hidden, d_table[None])
 
 
 def _chunk(head: Head, table_VD, sums, inputs, *, gradients: bool):
     """Loss, and gradients when asked for, of one chunk of C tokens (after the gather)."""
-    total, d_table = sums
-    hidden_CD, labels_C, weights_C = (_gather(head, x) for x in inputs)
-    labels_C = labels_C - _first_row(head, table_VD)  # in this device's rows
+    layout, (total, d_table) = head.layout, sums
+    hidden_CD, labels_C, weights_C = (_gather(layout, x) for x in inputs)
+    labels_C = labels_C - _first_row(layout, table_VD)  # in this device's rows
     own_C = (labels_C >= 0) & (labels_C < len(table_VD))
-    valid = jnp.asarray(head.vocab_size - _first_row(head, table_VD), jnp.int32)
+    valid = jnp.asarray(head.vocab_size - _first_row(layout, table_VD), jnp.int32)
     softmax = FORMS[head.implementation].of(hidden_CD, table_VD, valid, keep=gradients)
 
-    top_C = _across(lax.pmax, softmax.top, head.vocab_axes)
-    log_sum_C = top_C + jnp.log(_across(lax.psum, softmax.total(top_C), head.vocab_axes))
+    top_C = _across(lax.pmax, softmax.top, layout.vocab_axes)
+    log_sum_C = top_C + jnp.log(_across(lax.psum, softmax.total(top_C), layout.vocab_axes))
     label_C = label_logits(hidden_CD, table_VD, labels_C, own_C)
-    losses_C = log_sum_C - _across(lax.psum, label_C, head.vocab_axes)
-    losses = _own(head, losses_C)
-    total += jnp.sum(_own(head, weights_C * (losses_C + head.z_loss * jnp.square(log_sum_C))))
+    losses_C = log_sum_C - _across(lax.psum, label_C, layout.vocab_axes)
+    losses = _own(layout, losses_C)
+    total += jnp.sum(_own(layout, weights_C * (losses_C + head.z_loss * jnp.square(log_sum_C))))
     if not gradients:
         return (total, d_table), (losses, None)
 
@@ -192,7 +165,7 @@ def _chunk(head: Head, table_VD, sums, inputs, *, gradients: bool):
     d_logits_CV = jnp.where(is_label_CV, at_label_C[:, None], d_logits_CV).astype(head.dtype)
     d_table += _product("cv,cd->vd", d_logits_CV, hidden_CD)
     d_hidden_CD = _product("cv,vd->cd", d_logits_CV, table_VD)
-    return (total, d_table), (losses, _scatter(head, d_hidden_CD).astype(head.dtype))
+    return (total, d_table), (losses, _scatter(layout, d_hidden_CD).astype(head.dtype))
 
 
 def _product(equation: str, x: Array, y: Array) -> Array:
@@ -203,27 +176,29 @@ def _across(reduce, x: Array, axes: tuple[str, ...]) -> Array:
     return reduce(x, axes) if axes else x
 
 
-def _gather(head: Head, x: Array) -> Array:
+def _gather(layout: Layout, x: Array) -> Array:
     """A chunk of this device's tokens → of all tokens of its group."""
-    return lax.all_gather(x, head.gather_axes, tiled=True) if head.gather_axes else x
+    return lax.all_gather(x, layout.travel_axes, tiled=True) if layout.travel_axes else x
 
 
-def _scatter(head: Head, partial_CD: Array) -> Array:
+def _scatter(layout: Layout, partial_CD: Array) -> Array:
     """Sums over the vocabulary's shards; each device gets its own tokens back."""
-    if head.gather_axes:  # first, so that fewer tokens are summed over the rest
-        partial_CD = lax.psum_scatter(partial_CD, head.gather_axes, scatter_dimension=0, tiled=True)
-    rest = tuple(axis for axis in head.vocab_axes if axis not in head.gather_axes)
+    if layout.travel_axes:  # first, so that fewer tokens are summed over the rest
+        partial_CD = lax.psum_scatter(
+            partial_CD, layout.travel_axes, scatter_dimension=0, tiled=True
+        )
+    rest = tuple(axis for axis in layout.vocab_axes if axis not in layout.travel_axes)
     return _across(lax.psum, partial_CD, rest)
 
 
-def _own(head: Head, x_C: Array) -> Array:
+def _own(layout: Layout, x_C: Array) -> Array:
     """This device's tokens out of a gathered chunk."""
-    if not head.gather_axes:
+    if not layout.travel_axes:
         return x_C
-    size = x_C.shape[0] // math.prod(head.layout.mesh.shape[axis] for axis in head.gather_axes)
-    return lax.dynamic_slice_in_dim(x_C, lax.axis_index(head.gather_axes) * size, size)
+    size = x_C.shape[0] // math.prod(layout.mesh.shape[axis] for axis in layout.travel_axes)
+    return lax.dynamic_slice_in_dim(x_C, lax.axis_index(layout.travel_axes) * size, size)
 
 
-def _first_row(head: Head, table_VD: Array) -> Array | int:
+def _first_row(layout: Layout, table_VD: Array) -> Array | int:
     """The vocabulary index of this device's first row."""
-    return lax.axis_index(head.vocab_axes) * table_VD.shape[0] if head.vocab_axes else 0
+    return lax.axis_index(layout.vocab_axes) * table_VD.shape[0] if layout.vocab_axes else 0

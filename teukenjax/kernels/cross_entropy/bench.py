@@ -36,15 +36,17 @@ def _inputs(tokens: int, width: int, vocab: int, padded: int) -> tuple[jax.Array
 
 
 def _gradients(hidden, table, labels, weights, *, vocab: int, chunk: int, implementation: str):
+    layout = first_device()
+
     def loss(hidden, table):
         return linear_cross_entropy(
             hidden,
-            table,
+            layout.each(table),
             labels,
             weights,
             vocab_size=vocab,
             chunk=chunk,
-            layout=first_device(),
+            layout=layout,
             implementation=implementation,
         )
 
