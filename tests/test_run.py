@@ -52,6 +52,11 @@ def begun(make_recipe, tokenizer):
         ({"data": {"packing": "best_fit"}}, "data.packing was concat .* cannot become best_fit"),
         ({"data": {"segments": True}}, "data.segments was False .* cannot become True"),
         ({"data": {"mixture": {}}}, "data.mixture"),
+        ({"telemetry": {"every": None}}, "telemetry.every was 20 .* cannot become None"),
+        (
+            {"optimizer": {"name": "scion", "clip_norm": 1.0}},
+            "optimizer.clip_norm was None .* cannot become 1.0",
+        ),
     ],
 )
 def test_what_would_break_a_begun_run_is_refused(changes, named, begun, make_recipe, tokenizer):

@@ -57,7 +57,7 @@ FIXED = (
     "optimizer.light",  # its momentum is of another length
 )
 # These may change their value, but a part of the saved state is there only with one.
-OPTIONAL = ("telemetry.every", "optimizer.norm_target")
+OPTIONAL = ("telemetry.every", "optimizer.norm_target", "optimizer.clip_norm")
 # A run may be read on another machine than the one that trained it.
 ANY_KERNELS = [
     "compute.strict=false",
