@@ -69,8 +69,8 @@ class MixtureConfig(Section):
     """Which languages training reads, in which shares, until when; see ``data.mixture``."""
 
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)] = (StageConfig(),)
-    # A language is read at most this often in all stages together (give or take one row a stage);
-    # the others give the rest.
+    # A language is read at most this often in all stages together (give or take one row a stage, or
+    # one in 32 where all are held down); the others give the rest.
     max_epochs: PositiveFloat | None = None
     # Language → its own, instead.
     max_epochs_of: dict[str, PositiveFloat] = Field(default_factory=dict)
