@@ -9,7 +9,7 @@ import time
 import pytest
 
 from teukenjax.errors import UserError
-from teukenjax.scaling import command, results
+from teukenjax.scaling import command, plots, results
 from teukenjax.scaling.cluster import Request, submit
 from teukenjax.scaling.spec import load_sweep
 from teukenjax.scaling.sweep import claimed, work
@@ -66,6 +66,20 @@ def test_pictures_have_their_numbers_beside_them(swept, tmp_path, console):
     for name in names:
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000
         assert len((tmp_path / "out" / f"{name}.csv").read_text().splitlines()) > 2
+
+
+def test_the_map_of_roles_has_the_mean_over_seeds_of_one_setup(swept):
+    first, *_ = results.read([swept])
+    one = first | {"log2_learning_rate": -2.0}
+    rows = [
+        one | {"multiplier_hidden": factor, "seed": seed, "loss": 4 * factor + seed}
+        for factor in (0.5, 1.0)
+        for seed in (1, 2)
+    ]
+    rows += [one | {"optimizer": "adamw", "loss": 99.0}]
+    picture = plots.role_map(rows)
+    losses = {(row[1], row[4]) for row in picture.table[1:]}
+    assert losses == {(0.5, 3.5), (1.0, 5.5)}
 
 
 def test_a_killed_sweep_goes_on_and_ends_as_if_it_never_was(make_sweep, tmp_path, console):
