@@ -55,7 +55,8 @@ class Goodput:
         Args:
           path: RUN/goodput.json.
           steps: done since the start.
-          repeated: steps that an earlier start had done after its last checkpoint.
+          repeated: steps that an earlier start had done after its last checkpoint, or this one
+            before it went back.
         """
         if self._earlier is None:
             self._earlier = json.loads(path.read_text()) if path.is_file() else []
