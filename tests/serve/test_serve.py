@@ -101,9 +101,13 @@ def test_a_stop_string_ends_the_text_before_it(client):
     ask = {"model": "tiny", "prompt": "Die Bahn", "max_tokens": 30, "temperature": 0.0}
     whole = client.completions.create(**ask).choices[0].text
     stop = whole[10:13]
-    cut = client.completions.create(**ask, stop=[stop]).choices[0]
+    answer = client.completions.create(**ask, stop=[stop])
+    cut = answer.choices[0]
     assert cut.text == whole[: whole.index(stop)]
     assert cut.finish_reason == "stop"
+    # Also where the token that ends the stop string is the last that may be written.
+    ask["max_tokens"] = answer.usage.completion_tokens
+    assert client.completions.create(**ask, stop=[stop]).choices[0] == cut
 
 
 def test_models_and_health_are_told(client, address):
