@@ -234,6 +234,8 @@ BAD_CONFIG = {
     "hidden_act": ("gelu", 'hidden_act is "gelu": allowed: silu'),
     "rope_scaling": ({"rope_type": "yarn"}, "rope_scaling is"),
     "num_key_value_heads": (3, "heads=4 must be a multiple of kv_heads=3"),
+    "rope_theta": ("x", "key 'rope_theta' is \"x\": input should be a valid number"),
+    "rope_parameters": ([1], r"rope_parameters is \[1\]: allowed: an object"),
     "vocab_size": (2001, "vocab_size is 2001: the tokenizer has 2000 pieces"),
     "hidden_size": ("wide", "hidden_size is 'wide'"),
     "intermediate_size": (
