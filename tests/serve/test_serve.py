@@ -69,6 +69,14 @@ def test_a_completion_is_what_the_generator_writes(client, generator):
     assert again.choices[0].text == answer.choices[0].text
 
 
+def test_what_is_null_is_at_its_default(client):
+    ask = {"model": "tiny", "prompt": "Die Bahn", "max_tokens": 6}
+    plain = client.post("/completions", cast_to=dict, body=ask)
+    nulls = dict.fromkeys(("temperature", "top_p", "seed", "stream", "n", "stop", "logprobs"))
+    answer = client.post("/completions", cast_to=dict, body=ask | nulls)
+    assert answer["choices"] == plain["choices"]
+
+
 def test_a_streamed_chat_is_the_whole_one_in_pieces(client):
     ask = {"model": "tiny", "messages": QUESTION, "seed": 7, "max_tokens": 12}
     whole = client.chat.completions.create(**ask)
