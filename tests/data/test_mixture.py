@@ -170,7 +170,7 @@ def test_stages_switch_at_their_token_counts(counting_store):
     languages = [language for language, _ in rows(mixture, 2500)]
     assert languages[:1500] == ["de"] * 1000 + ["fr"] * 500
     assert set(languages[1500:]) == {"de", "fr"}
-    assert [mixture.stage_start(number) for number in range(3)] == [0, 1000, 1500]
+    assert [stage.rows for stage in mixture.stages] == [1000, 500, None]
     assert mixture.rows is None
 
 

@@ -102,10 +102,6 @@ class Mixture:
             )
         return counts
 
-    def stage_start(self, number: int) -> int:
-        """The first row of stage ``number``."""
-        return self._layouts[number].start
-
     def _stage(self, index: int) -> int:
         number = len(self._layouts) - 1
         while index < self._layouts[number].start:
