@@ -142,6 +142,23 @@ def test_bad_override_is_quoted_with_the_reason(small, override, expected):
     assert expected in message
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("[" * 2000, "is nested too deeply"),
+        ("1" * 5000, "a value is not what its tag says, or too long"),
+        ("!!int x", "a value is not what its tag says, or too long"),
+        ("!!float", "a value is not what its tag says, or too long"),
+        ("{[1]: 2}", "a key is not text"),
+    ],
+)
+def test_yaml_that_its_reader_fails_on_is_an_error_in_files_and_overrides(
+    small, write, value, expected
+):
+    assert expected in complaint(small, f"steps={value}")
+    assert expected in complaint(write(f"steps: {value}"))
+
+
 def test_overrides_reach_nested_keys_list_items_and_sections_that_the_file_leaves_out(small):
     recipe = load(
         small,
