@@ -7,12 +7,11 @@ from pydantic import Field, PositiveInt, model_validator
 
 from teukenjax.errors import UserError
 from teukenjax.recipe.optimizer import AdamWConfig, PhaseConfig, ScionConfig
-from teukenjax.recipe.section import PositiveFloat, Section, Share
+from teukenjax.recipe.section import NonNegativeFloat, PositiveFloat, Section, Share
 from teukenjax.recipe.sft import SftConfig
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what a key of JAX takes
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # 0 leaves a language out
-Weights = dict[str, Weight]
+Weights = dict[str, NonNegativeFloat]  # 0 leaves a language out
 
 
 class ModelConfig(Section):
@@ -30,7 +29,7 @@ class ModelConfig(Section):
     norm_epsilon: PositiveFloat = 1e-5
     norms: Literal["pre", "everywhere"] = "pre"  # everywhere: a norm before every linear map
     norm_gain: bool = True
-    z_loss: Annotated[float, Field(ge=0)] = 0.0  # factor of log²(Σ exp logits) in the loss
+    z_loss: NonNegativeFloat = 0.0  # factor of log²(Σ exp logits) in the loss
     tied: bool = True  # one table is both the embedding and the head
     init: Literal["normal", "boundary"] = "normal"  # boundary: on Scion's norm balls
     init_std: PositiveFloat = 0.0158
