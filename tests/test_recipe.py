@@ -95,7 +95,11 @@ def test_an_unknown_key_may_look_like_the_name_of_a_variant(small, key):
         ("data.weights.de=no", "key 'data.weights.de' is \"no\": input should be a valid number"),
         ("schedule.1.shape=flat", "input should be 'constant', 'linear' or 'cosine'"),
         ("optimizer.beta2=.nan", "unknown key 'optimizer.beta2'"),
-        ("optimizer.learning_rate=.nan", "input should be greater than 0"),
+        ("optimizer.learning_rate=.nan", "input should be a finite number"),
+        ("optimizer.learning_rate=.inf", "input should be a finite number"),
+        ("guard.timeout_s=.inf", "input should be a finite number"),
+        ("model.z_loss=.inf", "input should be a finite number"),
+        ("schedule.0.end=.inf", "input should be a finite number"),
         ("seed=4294967296", "key 'seed' is 4294967296: input should be less than 4294967296"),
         ("optimizer.name=adam", "key 'optimizer.name' is \"adam\": did you mean 'adamw'?"),
         ("optimizer.name=sgd", "key 'optimizer.name' is \"sgd\": allowed: adamw, scion"),
@@ -140,6 +144,23 @@ def test_bad_override_is_quoted_with_the_reason(small, override, expected):
     message = complaint(small, override)
     assert message.startswith(f"override '{override}': ")
     assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("[" * 2000, "is nested too deeply"),
+        ("1" * 5000, "a value is not what its tag says, or too long"),
+        ("!!int x", "a value is not what its tag says, or too long"),
+        ("!!float", "a value is not what its tag says, or too long"),
+        ("{[1]: 2}", "a key is not text"),
+    ],
+)
+def test_yaml_that_its_reader_fails_on_is_an_error_in_files_and_overrides(
+    small, write, value, expected
+):
+    assert expected in complaint(small, f"steps={value}")
+    assert expected in complaint(write(f"steps: {value}"))
 
 
 def test_overrides_reach_nested_keys_list_items_and_sections_that_the_file_leaves_out(small):

@@ -7,6 +7,7 @@ from teukenjax.data.tokenizer import train_tokenizer
 from teukenjax.errors import UserError
 from teukenjax.recipe import Recipe, load, validate
 from teukenjax.run import RunDirectory
+from teukenjax.train.goodput import Goodput
 
 MODEL = {"width": 32, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "ffn": 32}
 
@@ -52,6 +53,11 @@ def begun(make_recipe, tokenizer):
         ({"data": {"packing": "best_fit"}}, "data.packing was concat .* cannot become best_fit"),
         ({"data": {"segments": True}}, "data.segments was False .* cannot become True"),
         ({"data": {"mixture": {}}}, "data.mixture"),
+        ({"telemetry": {"every": None}}, "telemetry.every was 20 .* cannot become None"),
+        (
+            {"optimizer": {"name": "scion", "clip_norm": 1.0}},
+            "optimizer.clip_norm was None .* cannot become 1.0",
+        ),
     ],
 )
 def test_what_would_break_a_begun_run_is_refused(changes, named, begun, make_recipe, tokenizer):
@@ -83,6 +89,18 @@ def test_another_tokenizer_is_refused(begun, make_recipe, size):
     recipe = make_recipe(model=MODEL | {"vocab_size": size})
     with pytest.raises(UserError, match=r"tokenizer .* differs from the run's"):
         RunDirectory(recipe).adopt(recipe, other)
+
+
+def test_a_damaged_file_of_rows_is_named(begun, tmp_path):
+    directory = RunDirectory(begun)
+    for name in ("eval.json", "benchmarks.jsonl"):
+        (begun.out / name).write_text('[{"step": 5')
+    for read in (directory.evaluations, lambda: directory.record_benchmarks(6, {})):
+        with pytest.raises(UserError, match="is damaged: not JSON: remove it"):
+            read()
+    (tmp_path / "goodput.json").write_text("[{")
+    with pytest.raises(UserError, match=r"goodput\.json: is damaged: not JSON: remove it"):
+        Goodput().write(tmp_path / "goodput.json", steps=1, repeated=0)
 
 
 def test_a_directory_with_other_things_in_it_is_refused(make_recipe):

@@ -57,7 +57,7 @@ FIXED = (
     "optimizer.light",  # its momentum is of another length
 )
 # These may change their value, but a part of the saved state is there only with one.
-OPTIONAL = ("telemetry.every", "optimizer.norm_target")
+OPTIONAL = ("telemetry.every", "optimizer.norm_target", "optimizer.clip_norm")
 # A run may be read on another machine than the one that trained it.
 ANY_KERNELS = [
     "compute.strict=false",
@@ -140,11 +140,7 @@ class RunDirectory:
 
     def evaluations(self) -> list[dict]:
         """The rows of eval.json, by step."""
-        path = self.path / "eval.json"
-        try:
-            return json.loads(path.read_text()) if path.is_file() else []
-        except ValueError:
-            raise UserError(f"{path}: is damaged: not JSON: remove it") from None
+        return read_rows(self.path / "eval.json")
 
     def record_benchmarks(self, step: int, shown: dict[str, dict[str, float]]) -> None:
         """Adds task → language → score after ``step`` steps to benchmarks.jsonl, a line a step.
@@ -154,8 +150,7 @@ class RunDirectory:
         if not processes.is_first():
             return
         path = self.path / "benchmarks.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        rows = [row for row in map(json.loads, lines) if row["step"] < step]
+        rows = [row for row in read_rows(path) if row["step"] < step]
         rows.append({"step": step, "shown": shown})
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -169,6 +164,23 @@ class RunDirectory:
         rows.append({"step": step, "languages": {k: s.as_dict() for k, s in scores.items()}})
         rows.sort(key=lambda row: row["step"])
         write_atomically(self.path / "eval.json", json.dumps(rows, indent=1))
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The objects of a small file: a JSON list, or an object a line (.jsonl); none without it.
+
+    Raises:
+      UserError: when it is damaged; nothing is thrown away unseen.
+    """
+    if not path.is_file():
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines()]
+        return json.loads(text)
+    except ValueError:
+        raise UserError(f"{path}: is damaged: not JSON: remove it") from None
 
 
 def write_atomically(path: Path, text: str) -> None:

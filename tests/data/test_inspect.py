@@ -80,6 +80,15 @@ def test_windows_are_shown_as_text(recipe, store):
     assert lines[2].startswith(f"row 2: {language}, window {window}: ")
 
 
+def test_of_a_mixture_that_ends_no_more_windows_are_shown_than_it_has(recipe, store):
+    stream, _ = inspect(
+        recipe(1, mixture={"stages": [{"tokens": 12 * S, "weights": {"mt": 1}}]}), store
+    )
+    screen = io.StringIO()
+    print_windows(Console(file=screen, width=200), stream, store.tokenizer(), 20)
+    assert len(screen.getvalue().splitlines()) == 12
+
+
 def test_the_plot_is_an_image(recipe, store, tmp_path):
     _, views = inspect(recipe(800, mixture={"stages": STAGES}), store)
     plot(views, tmp_path / "p.png")

@@ -170,7 +170,7 @@ def test_stages_switch_at_their_token_counts(counting_store):
     languages = [language for language, _ in rows(mixture, 2500)]
     assert languages[:1500] == ["de"] * 1000 + ["fr"] * 500
     assert set(languages[1500:]) == {"de", "fr"}
-    assert [mixture.stage_start(number) for number in range(3)] == [0, 1000, 1500]
+    assert [stage.rows for stage in mixture.stages] == [1000, 500, None]
     assert mixture.rows is None
 
 
@@ -238,10 +238,18 @@ def test_no_language_is_read_more_often_than_its_cap(sizes, lengths, temperature
             assert found * windows[language] <= cap * windows[language] + len(lengths)
 
 
+@pytest.mark.parametrize("rows", [295, 300])  # near to two epochs of all languages; just two
+def test_a_stage_may_have_all_that_its_languages_may_give(counting_store, rows):
+    store = counting_store(de=100 * S + 1, fr=50 * S + 1)
+    mixture = staged(store, {"tokens": rows * S}, max_epochs=2)
+    assert mixture.rows == rows
+    assert all(found <= 2 for found in epochs(mixture).values())
+
+
 def test_caps_that_cannot_fill_a_stage_are_an_error_with_both_numbers(counting_store):
     store = counting_store(de=100 * S + 1, fr=50 * S + 1)
-    with pytest.raises(UserError, match=r"stage of 4,800 tokens needs more .* may give, 4,800"):
-        staged(store, {"tokens": 300 * S}, max_epochs=2)
+    with pytest.raises(UserError, match=r"stage of 4,816 tokens needs more .* may give, 4,800"):
+        staged(store, {"tokens": 301 * S}, max_epochs=2)
     with pytest.raises(UserError, match=r"stage of 6,400 tokens needs more .* may give, 4,800"):
         staged(store, {"tokens": 400 * S}, max_epochs=2)
 

@@ -306,7 +306,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_finished_shards(
     assert encoded == list(range(len(encoded)))
 
 
-def test_an_append_is_the_store_of_all_the_text(tmp_path, model_file):
+def test_an_append_is_the_store_of_all_the_text(tmp_path, model_file, monkeypatch):
     (tmp_path / "b").mkdir()
     first, second = corpus(tmp_path, de=25, mt=3), corpus(tmp_path / "b", de=17, fr=30)
     both = tmp_path / "both"
@@ -320,8 +320,10 @@ def test_an_append_is_the_store_of_all_the_text(tmp_path, model_file):
     grown = prepare(second, tmp_path / "s", append=True, progress=False)
     assert grown.digest == whole.digest
     assert [source.documents for source in grown.manifest.sources] == [25, 3, 17, 30]
-    with pytest.raises(UserError, match=r"de\.jsonl: is in the store .*/s already"):
-        prepare(second, tmp_path / "s", append=True, progress=False)
+    monkeypatch.chdir(second)
+    for again in (second, "."):
+        with pytest.raises(UserError, match=r"de\.jsonl: is in the store .*/s already"):
+            prepare(again, tmp_path / "s", append=True, progress=False)
     with pytest.raises(UserError, match=r"holdout=0\.5: the store .*/s was made with 0\.1"):
         prepare(SAMPLE, tmp_path / "s", append=True, holdout=0.5, progress=False)
     with pytest.raises(UserError, match="an append takes the store's own tokenizer"):

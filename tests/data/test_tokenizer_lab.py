@@ -123,6 +123,11 @@ def test_reports_are_a_table_json_and_a_picture(folder, byte_level, tmp_path):
         assert image.width > 1000
 
 
+def test_bytes_for_less_than_a_line_are_refused(folder):
+    with pytest.raises(UserError, match="10 bytes of 'bg' hold no line: take more"):
+        lab.compare([folder], "sample", bytes_per_language=10, progress=False)
+
+
 def test_a_tokenizer_is_trained_in_the_shares_of_a_mixture(tmp_path):
     mixture = mix(weights={"de": 2, "mt": 1})
     made = lab.train_on_mixture(

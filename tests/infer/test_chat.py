@@ -36,6 +36,13 @@ def test_a_chat_remembers_what_was_said(chat, generator):
     assert ids == Template(generator.tokenizer).prompt("de", "Und dir?", before=turns)
 
 
+def test_special_pieces_in_an_answer_are_no_text_and_the_chat_goes_on(chat, monkeypatch):
+    tokenizer = chat.generator.tokenizer
+    said = [*sorted(tokenizer.special_ids), *tokenizer.encode("Ja")]
+    monkeypatch.setattr(chat.generator, "stream", lambda *_, **__: iter(said))
+    assert ["".join(chat.ask(question)) for question in ("Gut?", "Und dir?")] == ["Ja", "Ja"]
+
+
 def test_a_conversation_that_is_too_long_is_refused_and_forgotten(chat):
     with pytest.raises(UserError, match="do not fit into a context of 256: begin another"):
         list(chat.ask("lang " * 200))

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from teukenjax.errors import UserError
 from teukenjax.scaling import published, results
 from teukenjax.scaling.curve import Curve, optimum, parabola
-from teukenjax.scaling.fit import fit_rows, rate_rules, rules_of
+from teukenjax.scaling.fit import ROLES, fit_rows, print_fit, rate_rules, rules_of
 from teukenjax.scaling.rules import Line, Rules
 
 START = 11.765  # the loss at norm 1 of the paper's model
@@ -133,6 +134,29 @@ def test_exponents_of_planted_rows_come_back():
     rules = rules_of(fitted, "made")
     assert rules.context == 256
     assert rules.log2_tokens == (20.0, 24.0)
+
+
+def test_rules_say_whose_norms_they_are():
+    rows, traces = rows_of_law(rates=range(-10, 3))
+    rows = [row | {"norm_hidden": row["norm_output"] / 4} for row in rows]
+    by_role = {role: rules_of(fit_rows(rows, traces, role=role), "made") for role in ROLES[:2]}
+    assert {role: rules.role for role, rules in by_role.items()} == {r: r for r in ROLES[:2]}
+
+
+def test_a_role_that_the_model_has_not_is_said_in_one_line():
+    with pytest.raises(UserError, match=r"role input: run b16/-8 has no norm of it"):
+        fit_rows(*rows_of_law(), role="input")
+
+
+def test_batches_that_only_grow_with_the_horizon_give_no_rule():
+    rows, traces = rows_of_law(rates=range(-10, 3))
+    diagonal = {(16, 20), (64, 22), (256, 24)}
+    some = [row for row in rows if (row["batch"], np.log2(row["tokens"])) in diagonal]
+    more = [row | {"batch": 1024, "tokens": 2**26, "run": f"x{row['run']}"} for row in some[-13:]]
+    fitted = fit_rows(some + more, traces)
+    assert len(fitted.optima) == 4
+    assert rate_rules(fitted) == {}
+    print_fit(Console(quiet=True), fitted)
 
 
 def test_rules_are_read_as_they_were_written(tmp_path):

@@ -1,12 +1,17 @@
 """Suggestions: the rule's numbers in a recipe's units, and what they do not rest on."""
 
+import dataclasses
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
 
 from teukenjax.errors import UserError
-from teukenjax.recipe import load
+from teukenjax.recipe import Recipe, load, validate
 from teukenjax.scaling import published
-from teukenjax.scaling.suggest import suggest
+from teukenjax.scaling.rules import Rules
+from teukenjax.scaling.suggest import print_suggestion, suggest
 
 PROXY = "configs/recipes/norm-proxy.yaml"
 
@@ -30,11 +35,13 @@ def test_a_batch_is_counted_in_tokens_whatever_the_context():
 
 
 def test_every_difference_from_what_was_measured_is_said():
-    changes = ["optimizer.momentum=0.9", "model.norm_gain=true"]
+    phases = "schedule=[{shape: constant, steps: 9}, {shape: constant, start: 0.5, end: 0.5}]"
+    changes = ["optimizer.momentum=0.9", "model.norm_gain=true", phases]
     made = suggest(load(PROXY, changes), published.rules(), tokens=2.0**39)
     assert made.caveats == [
         "model.norm_gain=true",
         "optimizer.momentum=0.9",
+        "a schedule that is not constant",
         "2.0 octaves of tokens outside of 2^29 … 2^37",
     ]
 
@@ -46,6 +53,30 @@ def test_what_cannot_be_suggested_is_refused():
         suggest(load(PROXY), published.rules(), tokens=-1.0)
     with pytest.raises(UserError, match="less than a step"):
         suggest(load(PROXY), published.rules(), tokens=5.0)
+
+
+def test_a_batch_is_one_that_its_micro_batches_divide():
+    made = suggest(load(PROXY, ["batch.accumulation=3", "batch.sequences=3"]), published.rules(),
+                   tokens=2.0**33)  # fmt: skip
+    assert made.recipe.batch.sequences == 3 * 64
+    assert validate(Recipe, made.recipe.model_dump(mode="json"), "made") == made.recipe
+
+
+@pytest.mark.parametrize(
+    ("role", "said"),
+    [
+        ("output", "‖W_out‖ RMS→∞ of 2^5.0 ± 1.0 at the end (norm/weight/output/rms_to_inf"),
+        ("hidden", "‖W_hidden‖ RMS→RMS of 2^5.0 ± 1.0 at the end (norm/weight/hidden/rms_to_rms"),
+        ("input", "‖W_in‖ 1→RMS of 2^5.0 ± 1.0 at the end (norm/weight/input/one_to_rms"),
+    ],
+)
+def test_the_norm_to_look_for_is_that_of_the_fitted_role(role, said, tmp_path):
+    dataclasses.replace(published.rules(), role=role, log2_norm=(5.0, 1.0)).save(
+        tmp_path / "f.json"
+    )
+    rules, console = Rules.load(tmp_path / "f.json"), Console(file=io.StringIO(), width=200)
+    print_suggestion(console, suggest(load(PROXY), rules, tokens=2.0**33), rules)
+    assert said in console.file.getvalue()
 
 
 def test_rounding_goes_to_the_nearest_power_of_two():

@@ -1,15 +1,17 @@
 """Sweeps: what a row holds, what a kill leaves, and who takes which group."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
 from teukenjax.errors import UserError
-from teukenjax.scaling import command, results
+from teukenjax.scaling import command, plots, results, training
 from teukenjax.scaling.cluster import Request, submit
 from teukenjax.scaling.spec import load_sweep
 from teukenjax.scaling.sweep import claimed, work
@@ -68,6 +70,20 @@ def test_pictures_have_their_numbers_beside_them(swept, tmp_path, console):
         assert len((tmp_path / "out" / f"{name}.csv").read_text().splitlines()) > 2
 
 
+def test_the_map_of_roles_has_the_mean_over_seeds_of_one_setup(swept):
+    first, *_ = results.read([swept])
+    one = first | {"log2_learning_rate": -2.0}
+    rows = [
+        one | {"multiplier_hidden": factor, "seed": seed, "loss": 4 * factor + seed}
+        for factor in (0.5, 1.0)
+        for seed in (1, 2)
+    ]
+    rows += [one | {"optimizer": "adamw", "loss": 99.0}]
+    picture = plots.role_map(rows)
+    losses = {(row[1], row[4]) for row in picture.table[1:]}
+    assert losses == {(0.5, 3.5), (1.0, 5.5)}
+
+
 def test_a_killed_sweep_goes_on_and_ends_as_if_it_never_was(make_sweep, tmp_path, console):
     path = make_sweep(tokens="[9, 13]")
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -84,6 +100,25 @@ def test_a_killed_sweep_goes_on_and_ends_as_if_it_never_was(make_sweep, tmp_path
         work(load_sweep(path), folder, console)
     assert without_clock(results.read([killed])) == without_clock(results.read([whole]))
     assert results.read([killed], "traces") == results.read([whole], "traces")
+
+
+def test_a_checkpoint_knows_the_seconds_since_the_last_observation(
+    make_sweep, tmp_path, console, monkeypatch
+):
+    ticks, saved = itertools.count(), {}
+    clock = types.SimpleNamespace(perf_counter=lambda: float(next(ticks)))
+    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(training, "CHUNK", 4)  # so that some end between observations, as at 15
+    monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
+
+    def save(_, step, state, about):
+        del state
+        saved[step] = about["seconds"]
+
+    monkeypatch.setattr(training.Checkpoints, "save", save)
+    work(load_sweep(make_sweep(tokens="[11]")), tmp_path / "out", console)
+    assert list(saved) == [1, 2, 3, 4, 6, 8, 11, 15, 16]
+    assert saved[15] > saved[11]
 
 
 def test_a_diverged_run_is_kept_as_a_row(make_sweep, tmp_path, console):

@@ -69,6 +69,14 @@ def test_a_completion_is_what_the_generator_writes(client, generator):
     assert again.choices[0].text == answer.choices[0].text
 
 
+def test_what_is_null_is_at_its_default(client):
+    ask = {"model": "tiny", "prompt": "Die Bahn", "max_tokens": 6}
+    plain = client.post("/completions", cast_to=dict, body=ask)
+    nulls = dict.fromkeys(("temperature", "top_p", "seed", "stream", "n", "stop", "logprobs"))
+    answer = client.post("/completions", cast_to=dict, body=ask | nulls)
+    assert answer["choices"] == plain["choices"]
+
+
 def test_a_streamed_chat_is_the_whole_one_in_pieces(client):
     ask = {"model": "tiny", "messages": QUESTION, "seed": 7, "max_tokens": 12}
     whole = client.chat.completions.create(**ask)
@@ -101,9 +109,13 @@ def test_a_stop_string_ends_the_text_before_it(client):
     ask = {"model": "tiny", "prompt": "Die Bahn", "max_tokens": 30, "temperature": 0.0}
     whole = client.completions.create(**ask).choices[0].text
     stop = whole[10:13]
-    cut = client.completions.create(**ask, stop=[stop]).choices[0]
+    answer = client.completions.create(**ask, stop=[stop])
+    cut = answer.choices[0]
     assert cut.text == whole[: whole.index(stop)]
     assert cut.finish_reason == "stop"
+    # Also where the token that ends the stop string is the last that may be written.
+    ask["max_tokens"] = answer.usage.completion_tokens
+    assert client.completions.create(**ask, stop=[stop]).choices[0] == cut
 
 
 def test_models_and_health_are_told(client, address):

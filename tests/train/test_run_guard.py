@@ -95,6 +95,8 @@ def test_a_spike_rewinds_and_the_data_moves_on(fast):
     assert run.guard.moved == 26 - 20  # step 20 goes on with batch 26
     rows = read_metrics(run.directory.metrics)
     assert [row["step"] for row in rows] == list(range(1, 35))
+    (start,) = json.loads((run.directory.path / "goodput.json").read_text())
+    assert (start["steps"], start["repeated"]) == (34, 5)  # steps 21 to 25 were done twice
     about = run.checkpoints.about(30)
     assert about["next_row"] == 36 * run.recipe.batch.sequences
     # Killed and started again, it reads the same text.

@@ -52,7 +52,11 @@ def _refuse_changes(folder: Path, options: dict[str, Any]) -> None:
     begun = folder / "begun.json"
     if not begun.is_file():
         save(begun, json.dumps(options, indent=1).encode())
-    old, new = json.loads(begun.read_text(encoding="utf-8")), json.loads(json.dumps(options))
+    new = json.loads(json.dumps(options))
+    try:
+        old = json.loads(begun.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{begun}: is damaged: not JSON: remove {folder} to begin anew") from None
     changed = [key for key, value in new.items() if old.get(key) != value]
     if changed:
         raise UserError(
@@ -62,8 +66,8 @@ def _refuse_changes(folder: Path, options: dict[str, Any]) -> None:
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any], key: str) -> str:
-    if key != "files":
-        return f"{key}={old[key]}, not {new[key]}"
+    if key != "files" or key not in old:
+        return f"{key}={old.get(key)}, not {new[key]}"
     names = old["files"].keys() | new["files"].keys()
     changed = sorted(name for name in names if old["files"].get(name) != new["files"].get(name))
     return f"other files ({changed[0]} has changed)"

@@ -86,7 +86,8 @@ def _cells(view: StageView, language: str) -> tuple[str, str, str]:
 
 def print_windows(console: Console, stream: Stream, tokenizer: Tokenizer, count: int) -> None:
     """The beginnings of the first rows, decoded; documents are divided by the text of ``<eod>``."""
-    for row in range(count):
+    rows = stream.mixture.rows  # of a mixture that ends
+    for row in range(count if rows is None else min(count, rows)):
         language, window = stream.mixture.window(row)
         text = tokenizer.decode(stream.sample(row)["tokens"])
         beginning = " ".join(text.split())[:WINDOW_CHARACTERS]

@@ -19,7 +19,8 @@ from functools import lru_cache
 import numpy as np
 
 from teukenjax.data.shares import Shares, plan_shares
-from teukenjax.recipe import MixtureConfig
+from teukenjax.errors import UserError
+from teukenjax.recipe import MixtureConfig, Recipe
 
 KEPT_BLOCKS = 4  # in memory, as several threads may be at the border of two
 ROUNDS = 6  # of the permutation; with 4 some orders of five windows came 3 times too often
@@ -101,10 +102,6 @@ class Mixture:
             )
         return counts
 
-    def stage_start(self, number: int) -> int:
-        """The first row of stage ``number``."""
-        return self._layouts[number].start
-
     def _stage(self, index: int) -> int:
         number = len(self._layouts) - 1
         while index < self._layouts[number].start:
@@ -126,6 +123,17 @@ class Mixture:
     def _keys(self, count: int, *context: str | int) -> tuple[int, ...]:
         text = repr((self._seed, *context)).encode()
         return struct.unpack(f"<{count}Q", hashlib.blake2b(text, digest_size=8 * count).digest())
+
+
+def check_lasts(mixture: Mixture, recipe: Recipe) -> None:
+    """Raises a UserError when a mixture ends before the recipe's last step."""
+    rows = mixture.rows
+    if rows is not None and rows < recipe.steps * recipe.batch.sequences:
+        raise UserError(
+            f"steps={recipe.steps}: takes {recipe.steps * recipe.tokens_per_step:,} tokens, "
+            f"the stages of data.mixture end after {rows * recipe.model.context:,}: lengthen "
+            f"the last one, or take at most {rows // recipe.batch.sequences} steps"
+        )
 
 
 class _Layout:

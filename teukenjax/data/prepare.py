@@ -173,9 +173,10 @@ def _period(holdout: float) -> int:
 
 
 def _refuse_known(files: list[Path], store: TokenStore | None) -> None:
-    known = {source.file for source in store.manifest.sources} if store else set()
+    sources = store.manifest.sources if store else ()
+    known = {Path(source.file).resolve() for source in sources}  # however its path is written
     for file in files:
-        if str(file) in known:
+        if file.resolve() in known:
             raise UserError(f"{file}: is in the store {store.location} already")
 
 

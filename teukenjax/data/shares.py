@@ -41,7 +41,10 @@ class Shares:
         return min(max(SMALLEST_BLOCK, 1 << math.ceil(math.log2(wanted))), LARGEST_BLOCK)
 
     def apportion(self, total: int) -> dict[str, int]:
-        """Whole rows of ``total`` for each language: by largest remainder, capped ones below."""
+        """Whole rows of ``total`` for each language: by largest remainder, capped ones below.
+
+        Where all are capped some must be above, by a row.
+        """
         rows = {name: int(part * total) for name, part in self.share.items()}
         free = [name for name in rows if name not in self.capped] or list(rows)
         free.sort(key=lambda name: rows[name] - self.share[name] * total)
@@ -174,7 +177,7 @@ def _fill(
     """Rows of one stage: the fixed ones, and the rest by weight."""
     free = _normalised({name: weight for name, weight in weights.items() if name not in fixed})
     rest = length - sum(fixed.values())
-    if not free:
+    if not free and rest >= 1:  # less is rounding: all languages are at their caps, and it fits
         raise UserError(
             f"max_epochs: a stage of {length * sequence:,} tokens needs more than its languages "
             f"may give, {round(sum(fixed.values())) * sequence:,}: raise max_epochs or shorten it"

@@ -1,9 +1,8 @@
 """The stream of training: sample ``i`` as a pure function of (seed, mixture, store, ``i``)."""
 
-from teukenjax.data.mixture import Mixture
+from teukenjax.data.mixture import Mixture, check_lasts
 from teukenjax.data.packing import Sample, make_packing
 from teukenjax.data.store import TokenStore
-from teukenjax.errors import UserError
 from teukenjax.recipe import DataConfig, Recipe
 
 
@@ -36,13 +35,7 @@ class Stream:
     def of(cls, recipe: Recipe, store: TokenStore) -> "Stream":
         """The stream of a recipe; a UserError also when the mixture ends before the run does."""
         stream = cls(store, recipe.data, sequence_length=recipe.model.context, seed=recipe.seed)
-        rows = stream.mixture.rows
-        if rows is not None and rows < recipe.steps * recipe.batch.sequences:
-            raise UserError(
-                f"steps={recipe.steps}: takes {recipe.steps * recipe.tokens_per_step:,} tokens, "
-                f"the stages of data.mixture end after {rows * recipe.model.context:,}: lengthen "
-                f"the last one, or take at most {rows // recipe.batch.sequences} steps"
-            )
+        check_lasts(stream.mixture, recipe)
         return stream
 
     def sample(self, index: int) -> Sample:

@@ -80,11 +80,14 @@ def compare(
     """Reports of several tokenizers on the same sample of lines.
 
     Raises:
-      UserError: for a file that is no tokenizer, or text that is missing or damaged.
+      UserError: for a file that is no tokenizer, text that is missing or damaged, or fewer bytes
+        than a line has.
     """
     encoders = [load_encoder(path) for path in paths]
     with progress_bar(shown=progress) as bar:
         lines = _sample(text, bytes_per_language, bar).kept()
+        if empty := [language for language in lines if not lines[language]]:
+            raise UserError(f"{bytes_per_language} bytes of '{empty[0]}' hold no line: take more")
         task = bar.add_task("encoding", total=len(encoders))
         reports = []
         for encoder in encoders:

@@ -77,7 +77,7 @@ def _continue(
 ) -> list[Continuation]:
     texts = [TextStream(generator.tokenizer, [], prompt.stops) for prompt in batch]
     pieces: list[list[str]] = [[] for _ in batch]
-    special, rows = generator.tokenizer.special_ids, [*batch, *filling]
+    rows = [*batch, *filling]
     steps = generator.batch(
         [prompt.ids for prompt in rows],
         tokens=[prompt.tokens for prompt in rows],
@@ -87,7 +87,7 @@ def _continue(
         going = False
         for text, piece, token in zip(texts, pieces, step, strict=False):
             if token is not None and not text.stopped:
-                piece.append("" if token in special else text.push(token))
+                piece.append(text.push(token))
                 going = going or not text.stopped
         if not going:
             break

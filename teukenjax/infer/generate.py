@@ -44,6 +44,7 @@ class Generator:
         self.decoder = Decoder(model, params)
         self.stops = (END_OF_TURN, tokenizer.eod_id)
         self.speed = Speed()
+        self.met_stop = False  # the last text: it ended before one of its stop strings
 
     def __call__(self, prompt: str, *, tokens: int, sampling: Sampling) -> str:
         """The continuation of ``prompt``: at most ``tokens`` tokens, ending before a stop token.
@@ -69,10 +70,11 @@ class Generator:
         self, ids: list[int], *, tokens: int, sampling: Sampling, stops: Sequence[str] = ()
     ) -> Iterator[str]:
         """Pieces of the continuation of ``ids``; they end before a string of ``stops``."""
-        text = TextStream(self.tokenizer, ids, stops)
+        text, self.met_stop = TextStream(self.tokenizer, ids, stops), False
         for token in self.stream(ids, tokens=tokens, sampling=sampling):
-            yield text.push(token)
-            if text.stopped:
+            piece, self.met_stop = text.push(token), text.stopped
+            yield piece
+            if self.met_stop:
                 return
         yield text.rest()
 

@@ -11,18 +11,22 @@ class TextStream:
     """The text of new tokens after given ones, in pieces.
 
     Decoding depends on what came before (the first piece loses its space, a character may be
-    spread over byte tokens), so each piece is the difference of two whole texts.
+    spread over byte tokens), so each piece is the difference of two whole texts. New tokens that
+    are special pieces are no text: a conversation that holds one could not go on.
     """
 
     def __init__(self, tokenizer: Tokenizer, given: list[int], stops: Sequence[str] = ()):
         """Args: the tokens of the prompt, and strings that end the text."""
         self._tokenizer, self._ids, self._stops = tokenizer, list(given), tuple(stops)
+        self._special = tokenizer.special_ids
         self._told = len(tokenizer.decode(self._ids))
         self._begin = self._told
         self.stopped = False
 
     def push(self, token: int) -> str:
         """The text that is certain after one more token."""
+        if token in self._special:
+            return ""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
         end = len(text.rstrip(REPLACEMENT))

@@ -149,13 +149,15 @@ def _head_dim(values: dict[str, Any], origin: str) -> int:
         ) from None
 
 
-def _rope_theta(fields: dict[str, Any], origin: str) -> float:
-    """transformers 5 writes it into ``rope_parameters``."""
+def _rope_theta(fields: dict[str, Any], origin: str) -> Any:
+    """transformers 5 writes it into ``rope_parameters``; a number, if the config is right."""
     rope = fields.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{origin}: rope_parameters is {json.dumps(rope):.60}: allowed: an object")
     kind = rope.get("rope_type", "default")
     if kind != "default":
         raise UserError(f"{origin}: rope_parameters.rope_type is '{kind}': allowed: default")
-    return float(rope.get("rope_theta", fields.get("rope_theta", 10_000.0)))
+    return rope.get("rope_theta", fields.get("rope_theta", 10_000.0))
 
 
 def _check_is_llama(config: ModelConfig) -> None:

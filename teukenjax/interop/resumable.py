@@ -62,12 +62,13 @@ def building(out: Path, options: dict[str, Any] | None) -> Iterator[Work]:
     """
     check_is_free(out)
     partial = out.with_name(out.name + ".partial")
-    if options is None:
-        shutil.rmtree(partial, ignore_errors=True)
     with working_in(partial, options or {}, on=str(out)):
-        content = partial / "content"
+        content, noted = partial / "content", partial / "journal"
+        if options is None:  # only here, where no other process is at work in it
+            shutil.rmtree(content, ignore_errors=True)
+            noted.unlink(missing_ok=True)
         content.mkdir(exist_ok=True)
-        journal = Journal(partial / "journal")
+        journal = Journal(noted)
         try:
             yield Work(content, journal)
             content.replace(out)
@@ -82,7 +83,9 @@ def building(out: Path, options: dict[str, Any] | None) -> Iterator[Work]:
 
 
 def check_is_free(out: Path) -> None:
-    """Raises a UserError when ``out`` holds something."""
+    """Raises a UserError when ``out`` holds something, or is "." and so cannot be renamed to."""
+    if not out.name:
+        raise UserError(f"{out}: give the directory by its name: it is made anew")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: exists already; choose another directory or remove it")
 

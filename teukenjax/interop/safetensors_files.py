@@ -122,7 +122,7 @@ def write_sums(folder: Path, report: Callable[[int], None]) -> None:
 
 def check_sums(folder: Path, report: Callable[[int], None]) -> None:
     """Compares the weights with ``SHA256SUMS``; a UserError names what differs."""
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+    for line in (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
         expected, _, name = line.partition("  ")
         if name.endswith(".safetensors") and _sha256(folder / name, report) != expected:
             raise UserError(f"{folder / name}: is not what {SUMS} says: fetch or export it again")
@@ -142,10 +142,14 @@ def _files(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: has neither {SINGLE} nor {INDEX}")
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{index}: is damaged: no JSON with a weight_map") from None
-    for name in sorted(names):
-        if Path(name).name != name or not name.endswith(".safetensors"):
+    for name in sorted(names, key=str):
+        if (
+            not isinstance(name, str)
+            or Path(name).name != name
+            or not name.endswith(".safetensors")
+        ):
             raise UserError(f"{index}: names '{name}': only safetensors beside it are read")
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: is missing, and the index names it")

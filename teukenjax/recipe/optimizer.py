@@ -1,10 +1,10 @@
 """What a recipe can say about the optimizer, and how its learning rate changes."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 
-from teukenjax.recipe.section import PositiveFloat, Section, Share
+from teukenjax.recipe.section import NonNegativeFloat, PositiveFloat, Section, Share
 
 
 class AdamWConfig(Section):
@@ -15,7 +15,7 @@ class AdamWConfig(Section):
     beta1: Share = 0.9
     beta2: Share = 0.95
     epsilon: PositiveFloat = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: NonNegativeFloat = 0.1
     clip_norm: PositiveFloat | None = 1.0
 
 
@@ -37,7 +37,7 @@ class ScionConfig(Section):
     nesterov: bool = False
     light: bool = False  # the momentum is the accumulator of gradients: one buffer less
     constrained: bool = True
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # decoupled; unconstrained form only
+    weight_decay: NonNegativeFloat = 0.0  # decoupled; unconstrained form only
     preset: Literal["tied", "untied"] = "tied"
     radius: RoleValues = RoleValues()  # default: the preset's
     multiplier: RoleValues = RoleValues()  # of the learning rate; default: 1
@@ -72,8 +72,8 @@ class PhaseConfig(Section):
 
     shape: Literal["constant", "linear", "cosine"]
     steps: PositiveInt | None = None  # none: to the end of the run
-    start: Annotated[float, Field(ge=0)] = 1.0
-    end: Annotated[float, Field(ge=0)] = 1.0
+    start: NonNegativeFloat = 1.0
+    end: NonNegativeFloat = 1.0
 
     @model_validator(mode="after")
     def _constant_is_constant(self):

@@ -50,6 +50,8 @@ def validate[S: Section](section: type[S], values: dict, origin: str) -> S:
         text = json.dumps(values, default=str)
     except ValueError:  # json's word for a cycle
         raise UserError(f"{origin}: an alias stands for a part that contains it") from None
+    except TypeError:  # and for a key that is a list or bytes
+        raise UserError(f"{origin}: a key is not text") from None
     try:
         return section.model_validate_json(text)
     except pydantic.ValidationError as error:
@@ -61,10 +63,7 @@ def read_yaml(path: Path) -> dict:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path}: has more than {MAX_BYTES:,} bytes: is it a recipe?")
-        with warnings.catch_warnings(action="error", category=YAMLWarning):
-            values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise UserError(f"{path}: is nested too deeply") from None
+        values = _parsed(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"{path}: cannot be read: {reason}") from None
@@ -78,6 +77,17 @@ def read_yaml(path: Path) -> dict:
         raise UserError(f"{path}: expected a mapping of keys to values, found {found}")
     _refuse_bombs(path, values)
     return values
+
+
+def _parsed(text: str, origin: str) -> Any:
+    """YAML 1.2 as plain values; ``origin`` begins a UserError. YAML's own complaints go on."""
+    try:
+        with warnings.catch_warnings(action="error", category=YAMLWarning):
+            return YAML(typ="safe", pure=True).load(text)
+    except RecursionError:
+        raise UserError(f"{origin}: is nested too deeply") from None
+    except (ValueError, IndexError):  # ruamel's of `!!int x`, and Python's of very long numbers
+        raise UserError(f"{origin}: a value is not what its tag says, or too long") from None
 
 
 def _refuse_bombs(path: Path, values: Any) -> None:
@@ -151,8 +161,8 @@ def _override(values: dict, override: str) -> None:
     if not equals or not key:
         raise UserError(f"override '{override}': expected key=value, as in steps=100")
     try:
-        value = YAML(typ="safe", pure=True).load(text) if text else None
-    except YAMLError:
+        value = _parsed(text, f"override '{override:.60}'") if text else None
+    except (YAMLError, YAMLWarning):
         raise UserError(
             f"override '{override}': the value is not YAML; text with : [ or @ goes in quotes"
         ) from None

@@ -7,12 +7,11 @@ from pydantic import Field, PositiveInt, model_validator
 
 from teukenjax.errors import UserError
 from teukenjax.recipe.optimizer import AdamWConfig, PhaseConfig, ScionConfig
-from teukenjax.recipe.section import PositiveFloat, Section, Share
+from teukenjax.recipe.section import NonNegativeFloat, PositiveFloat, Section, Share
 from teukenjax.recipe.sft import SftConfig
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what a key of JAX takes
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # 0 leaves a language out
-Weights = dict[str, Weight]
+Weights = dict[str, NonNegativeFloat]  # 0 leaves a language out
 
 
 class ModelConfig(Section):
@@ -30,7 +29,7 @@ class ModelConfig(Section):
     norm_epsilon: PositiveFloat = 1e-5
     norms: Literal["pre", "everywhere"] = "pre"  # everywhere: a norm before every linear map
     norm_gain: bool = True
-    z_loss: Annotated[float, Field(ge=0)] = 0.0  # factor of log²(Σ exp logits) in the loss
+    z_loss: NonNegativeFloat = 0.0  # factor of log²(Σ exp logits) in the loss
     tied: bool = True  # one table is both the embedding and the head
     init: Literal["normal", "boundary"] = "normal"  # boundary: on Scion's norm balls
     init_std: PositiveFloat = 0.0158
@@ -69,8 +68,8 @@ class MixtureConfig(Section):
     """Which languages training reads, in which shares, until when; see ``data.mixture``."""
 
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)] = (StageConfig(),)
-    # A language is read at most this often in all stages together (give or take one row a stage);
-    # the others give the rest.
+    # A language is read at most this often in all stages together (give or take one row a stage, or
+    # one in 32 where all are held down); the others give the rest.
     max_epochs: PositiveFloat | None = None
     # Language → its own, instead.
     max_epochs_of: dict[str, PositiveFloat] = Field(default_factory=dict)

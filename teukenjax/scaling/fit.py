@@ -5,6 +5,7 @@ is at an end of its grid has no optimum and takes no part, and is said.
 """
 
 import collections
+import contextlib
 import csv
 import dataclasses
 import io
@@ -96,7 +97,8 @@ def fit_rows(rows: Sequence[Row], traces: Sequence[Row], *, role: str = "output"
       role: input, hidden or output.
 
     Raises:
-      UserError: when no scan has enough points, or contexts differ.
+      UserError: when no scan has enough points, contexts differ, or a run has no weight of the
+        role.
     """
     contexts = sorted({row["context"] for row in rows})
     if len(contexts) > 1:
@@ -129,9 +131,11 @@ def rate_rules(fitted: Fitted) -> dict[Setup, Line]:
             "tokens": [float(np.log2(scan.tokens)) for scan in scans],
         }
         axes = {name: values for name, values in axes.items() if len(set(values)) > 1}
-        if axes and len(scans) > len(axes) + 1:
-            rates = [fitted.optima[scan].log2_rate for scan in scans]
-            lines[setup] = Line.fit(rates, **axes)
+        rates = [fitted.optima[scan].log2_rate for scan in scans]
+        if axes:
+            # Too few scans, or batches that only grow with the horizon, give no rule.
+            with contextlib.suppress(UserError):
+                lines[setup] = Line.fit(rates, **axes)
     return lines
 
 
@@ -164,6 +168,7 @@ def rules_of(fitted: Fitted, source: str) -> Rules | None:
         log2_norm=(float(norms.mean()), float(norms.std(ddof=1)) if len(norms) > 1 else 0.0),
         log2_tokens=(min(tokens), max(tokens)),
         source=f"{source}: {setup.model}, {setup.optimizer}, momentum {setup.momentum:g}",
+        role=fitted.role,
     )
 
 
@@ -225,6 +230,10 @@ def _curve(rows: list[Row], role: str) -> Curve:
     """Seeds of one rate become one point: mean losses, geometric mean norms."""
     by_rate = collections.defaultdict(list)
     for row in rows:
+        if row[f"norm_{role}"] is None:
+            raise UserError(
+                f"role {role}: run {row['run']} has no norm of it: a tied table is output"
+            )
         by_rate[row["log2_learning_rate"]].append(
             (np.log2(row[f"norm_{role}"]), row["loss"], row["loss_last"], row["loss_sd"])
         )

@@ -170,9 +170,13 @@ def rate_transfer(rows: Sequence[Row]) -> Picture | None:
 
 
 def role_map(rows: Sequence[Row]) -> Picture | None:
-    """Loss by multipliers and base rate at the longest horizon; None without multipliers."""
+    """Loss by multipliers and base rate at the longest horizon, the mean over seeds.
+
+    Of the setup with most multipliers; None without any.
+    """
     rows = _at_the_end([row for row in rows if row["loss"] is not None and not row["norm_target"]])
-    programs = _grouped(rows, lambda row: (row["model"], row["batch"]))
+    setup = ("model", "optimizer", "momentum", "batch")
+    programs = _grouped(rows, lambda row: tuple(row[name] for name in setup))
     layouts = {key: {_ratio(row) for row in some} for key, some in programs.items()}
     key = max(layouts, key=lambda key: len(layouts[key]))
     if len(layouts[key]) < 2:
@@ -180,8 +184,10 @@ def role_map(rows: Sequence[Row]) -> Picture | None:
     ratios = sorted(layouts[key], reverse=True)
     rates = sorted({row["log2_learning_rate"] for row in programs[key]})
     grid = np.full((len(ratios), len(rates)), np.nan)
-    for row in programs[key]:
-        grid[ratios.index(_ratio(row)), rates.index(row["log2_learning_rate"])] = row["loss"]
+    runs = _grouped(programs[key], lambda row: (_ratio(row), row["log2_learning_rate"]))
+    for (ratio, rate), seeds in runs.items():
+        losses = [row["loss"] for row in seeds]
+        grid[ratios.index(ratio), rates.index(rate)] = np.mean(losses)
     figure, (axis,) = _panels(1)
     image = axis.imshow(grid, cmap=COLOURS, aspect="auto", vmax=np.nanmin(grid) + 0.5)
     axis.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])

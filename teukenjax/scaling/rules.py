@@ -97,9 +97,10 @@ class Rules:
       rate: log2 η* on ``batch`` and ``tokens``.
       batch: log2 B* on ``tokens``, or None where the best batch was not bracketed.
       context: tokens of a sequence: B counts sequences of this length.
-      log2_norm: mean of the best batches' optimal output norms, and their standard deviation.
+      log2_norm: mean of the best batches' optimal norms, and their standard deviation.
       log2_tokens: smallest and largest horizon that was fitted.
       source: of the numbers, for people.
+      role: whose norms they are: input, hidden or output.
     """
 
     rate: Line
@@ -108,6 +109,7 @@ class Rules:
     log2_norm: tuple[float, float]
     log2_tokens: tuple[float, float]
     source: str
+    role: str = "output"
 
     def save(self, path: Path) -> None:
         """As JSON."""

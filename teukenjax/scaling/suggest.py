@@ -15,6 +15,13 @@ from teukenjax.recipe import Recipe, to_yaml
 from teukenjax.run import write_atomically
 from teukenjax.scaling.rules import Rules
 
+# Role → its norm for people, and its name in metrics.jsonl.
+NORMS = {
+    "input": ("‖W_in‖ 1→RMS", "one_to_rms"),
+    "hidden": ("‖W_hidden‖ RMS→RMS", "rms_to_rms"),
+    "output": ("‖W_out‖ RMS→∞", "rms_to_inf"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
@@ -34,7 +41,7 @@ class Suggestion:
 
 
 def suggest(recipe: Recipe, rules: Rules, *, tokens: float) -> Suggestion:
-    """The rule, applied: batch to the next power of two, rate for that batch.
+    """The rule, applied: micro-batches to the nearest power of two, rate for that batch.
 
     Raises:
       UserError: for no tokens, fewer than a step, or a recipe whose optimizer is not Scion.
@@ -50,7 +57,8 @@ def suggest(recipe: Recipe, rules: Rules, *, tokens: float) -> Suggestion:
     if rules.batch is not None:
         value, spread = rules.batch.at(tokens=log2_tokens)
         log2_batch = value + ratio, spread
-        sequences = max(2 ** round(log2_batch[0]), recipe.batch.accumulation)
+        parts = recipe.batch.accumulation
+        sequences = parts * 2 ** max(round(log2_batch[0] - float(np.log2(parts))), 0)
     known = {"batch": float(np.log2(sequences)) - ratio, "tokens": log2_tokens}
     rate = rules.rate.at(**{name: known[name] for name in rules.rate.names[:-1]})
     steps = int(tokens // (sequences * recipe.model.context))
@@ -67,6 +75,7 @@ def suggest(recipe: Recipe, rules: Rules, *, tokens: float) -> Suggestion:
 def caveats(recipe: Recipe, rules: Rules, log2_tokens: float) -> list[str]:
     """Where the recipe is not what "Optimal Scaling Needs Optimal Norm" and our fits measured."""
     model, optimizer = recipe.model, recipe.optimizer
+    factors = {factor for phase in recipe.schedule for factor in (phase.start, phase.end)}
     differences = {
         "model.tied=true": model.tied,
         f"model.norms={model.norms}": model.norms != "everywhere",
@@ -75,7 +84,7 @@ def caveats(recipe: Recipe, rules: Rules, log2_tokens: float) -> list[str]:
         "optimizer.constrained=true": optimizer.constrained,
         f"optimizer.weight_decay={optimizer.weight_decay:g}": optimizer.weight_decay > 0,
         f"optimizer.preset={optimizer.preset}": optimizer.preset != "untied",
-        "a schedule that is not constant": any(p.start != p.end for p in recipe.schedule),
+        "a schedule that is not constant": len(factors) > 1,
     }
     found = [name for name, differs in differences.items() if differs]
     low, high = rules.log2_tokens
@@ -100,12 +109,12 @@ def print_suggestion(console: Console, made: Suggestion, rules: Rules) -> None:
             highlight=False,
         )
     low, high = 2 ** (rate - spread), 2 ** (rate + spread)
-    norm, norm_sd = rules.log2_norm
+    (norm, norm_sd), (of, name) = rules.log2_norm, NORMS[rules.role]
     lines = (
         f"rate      {2**rate:.3g} (2^{rate:.2f}), from {low:.3g} to {high:.3g}, constant",
         f"steps     {recipe.steps:,} = {recipe.steps * recipe.tokens_per_step:,} tokens",
-        f"look for  ‖W_out‖ RMS→∞ of 2^{norm:.1f} ± {norm_sd:.1f} at the end "
-        "(norm/weight/output/rms_to_inf in metrics.jsonl)",
+        f"look for  {of} of 2^{norm:.1f} ± {norm_sd:.1f} at the end "
+        f"(norm/weight/{rules.role}/{name} in metrics.jsonl)",
         f"as        batch.sequences={recipe.batch.sequences} "
         f"optimizer.learning_rate={recipe.optimizer.learning_rate:.4g} steps={recipe.steps}",
     )

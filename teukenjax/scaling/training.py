@@ -92,7 +92,8 @@ class GroupTraining:
         return self.checkpoints.restore(latest, self.program.abstract), latest
 
     def _save(self, state: Together, step: int) -> None:
-        about = {"rows": self.rows, "traces": self.traces, "seconds": self.seconds}
+        seconds = self.seconds + time.perf_counter() - self._clock
+        about = {"rows": self.rows, "traces": self.traces, "seconds": seconds}
         self.checkpoints.save(step, state, about)
 
     def _chunks(self, first: int) -> Iterator[tuple[np.ndarray, int, int]]:

@@ -106,7 +106,8 @@ class Answer:
                     if piece:
                         yield piece
             finally:
-                self._new = self._server.generator.speed.new_tokens
+                generator = self._server.generator
+                self._new, self._met_stop = generator.speed.new_tokens, generator.met_stop
 
     async def whole(self) -> JSONResponse:
         """The answer in one piece."""
@@ -140,7 +141,7 @@ class Answer:
     def _reason(self) -> str:
         context = self._server.generator.model.config.context
         most = min(self._request.tokens, context - len(self._ids))
-        return "length" if self._new >= most else "stop"
+        return "length" if self._new >= most and not self._met_stop else "stop"
 
     def _usage(self) -> dict[str, int]:
         new, given = self._new, len(self._ids)

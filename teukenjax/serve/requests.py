@@ -36,6 +36,14 @@ class Request(BaseModel):
     stream_options: StreamOptions | None = None
     n: Literal[1] = 1
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        """Clients send what they leave at its default as null."""
+        if not isinstance(given, dict):
+            return given
+        return {key: value for key, value in given.items() if value is not None}
+
     @property
     def sampling(self) -> Sampling:
         """How tokens are chosen; a UserError for a value out of range."""
@@ -87,9 +95,8 @@ def read_request[R: Request](kind: type[R], body: bytes) -> R:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "the body"
         raise UserError(f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
-    for key, value in (request.model_extra or {}).items():
-        # Clients send what they leave at its default as null.
-        if key not in NAMES_ONLY and value is not None:
+    for key in request.model_extra or {}:
+        if key not in NAMES_ONLY:
             raise UserError(f"{key}: this server does not know it: {nearest(key, _keys(kind))}")
     return request
 

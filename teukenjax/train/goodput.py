@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from teukenjax.run import write_atomically
+from teukenjax.run import read_rows, write_atomically
 
 PARTS = ("steps", "compile", "restore", "save", "data", "evaluation", "other")
 
@@ -55,10 +55,11 @@ class Goodput:
         Args:
           path: RUN/goodput.json.
           steps: done since the start.
-          repeated: steps that an earlier start had done after its last checkpoint.
+          repeated: steps that an earlier start had done after its last checkpoint, or this one
+            before it went back.
         """
         if self._earlier is None:
-            self._earlier = json.loads(path.read_text()) if path.is_file() else []
+            self._earlier = read_rows(path)
         shares = {part: round(share, 5) for part, share in self.shares().items()}
         seconds = round(sum(self.seconds.values()), 3)
         row = {"seconds": seconds, "steps": steps, "repeated": repeated, "shares": shares}

@@ -143,9 +143,10 @@ class Run:
         if rewinding:
             self.guard.moved_back(step)
             self.console.print(f"back at step {step}; the data goes on", highlight=False)
-        elif about is not None:
-            self._adopt(about)
-        self.began = step
+        else:
+            self.began = step
+            if about is not None:
+                self._adopt(about)
         self.record.begin(step)
         return state, step
 
@@ -235,7 +236,7 @@ class Run:
         with self.goodput.spent_on("save"):
             self.checkpoints.save(step, state, about)
         path = self.directory.path / "goodput.json"
-        self.goodput.write(path, steps=step - self.began, repeated=self.record.log.dropped)
+        self.goodput.write(path, steps=step - self.began, repeated=self.record.repeated)
 
     def _evaluate(self, state: TrainState, step: int) -> None:
         self.watch.doing(f"evaluating step {step}", patience=8.0)  # a suite is long

@@ -30,11 +30,13 @@ class Recorder:
     log: MetricsLog | NoLog = NoLog()  # noqa: RUF009 (it holds nothing)
     stopping: bool = False  # told to, by any process
     healthy: bool = True  # the last step
+    repeated: int = 0  # steps that are done again: after an earlier start's last save, or a rewind
 
     def begin(self, step: int) -> None:
         """The run has done ``step`` steps; rows of later ones are dropped."""
         self.log.close()
         self.log = open_log(self.path, first_step=step)
+        self.repeated += self.log.dropped
 
     def start_clock(self) -> None:
         """The next step's time begins now."""

@@ -81,6 +81,14 @@ def test_weights_of_languages_are_kept(make, tokenizer):
     assert languages.count("mt") == 3 * languages.count("de") == 3072
 
 
+def test_a_mixture_that_ends_before_the_run_is_refused_at_its_start(make, tokenizer):
+    recipe = make(data={"mixture": {"stages": [{"tokens": 15 * 512}]}})
+    data = load_chat(recipe, tokenizer)
+    assert ChatStream(recipe, data).mixture.rows == 15  # one step of eight, and most of another
+    with pytest.raises(UserError, match=r"stages of data.mixture end .* at most 1 steps"):
+        ChatStream(recipe.model_copy(update={"steps": 2}), data)
+
+
 def test_only_neftune_numbers_the_samples(make, tokenizer):
     for alpha, expected in ((None, None), (5.0, [7])):
         recipe = make(neftune=alpha)

@@ -7,6 +7,7 @@
 The form is told by its key. A row may name its language, as ``language`` or ``lang``.
 """
 
+import unicodedata
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -82,7 +83,9 @@ def _message(number: int, message: Any, role_key: str, text_key: str) -> tuple[s
     if not isinstance(role, str) or role.lower() not in ROLES:
         raise UserError(f"turn {number}: {role_key} is {role!r:.40}: {nearest(str(role), ROLES)}")
     role = ROLES[role.lower()]
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str | None):
+        raise UserError(f"turn {number}: {text_key} is not a string but {type(text).__name__}")
+    if text is None or not text.strip():
         name = {"user": "question", "assistant": "answer", "system": "system text"}[role]
         raise UserError(f"turn {number}: the {name} is empty")
     _check_text(number, text)
@@ -90,8 +93,10 @@ def _message(number: int, message: Any, role_key: str, text_key: str) -> tuple[s
 
 
 def _check_text(number: int, text: str) -> None:
-    # The tokenizer matches special pieces inside text: one would end the turn, or forge another.
-    special = [piece for piece in SPECIAL_PIECES if piece in text]
+    # The tokenizer matches special pieces inside text, which it has normalised: one would end the
+    # turn, or forge another.
+    read = unicodedata.normalize("NFKC", text)
+    special = [piece for piece in SPECIAL_PIECES if piece in read]
     if special:
         raise UserError(f"turn {number} holds the special piece '{special[0]}'")
     try:

@@ -20,7 +20,7 @@ import numpy as np
 
 from teukenjax.data.chat.sources import Found, Row, read_sources
 from teukenjax.data.chat.template import Encoded, Template
-from teukenjax.data.mixture import Mixture
+from teukenjax.data.mixture import Mixture, check_lasts
 from teukenjax.data.packing import BestFitPlan, Sample
 from teukenjax.data.tokenizer import Tokenizer
 from teukenjax.errors import UserError
@@ -119,7 +119,7 @@ class ChatStream:
     segmented = True
 
     def __init__(self, recipe: Recipe, data: ChatData):
-        """A UserError as ``Mixture`` raises it."""
+        """A UserError as ``Mixture`` raises it, and when the mixture ends before the run does."""
         some = {name: all_ for name, all_ in data.train.items() if all_}
         self._length = recipe.model.context
         self._numbered = recipe.sft.neftune is not None
@@ -133,6 +133,7 @@ class ChatStream:
             sequence_length=self._length,
             seed=recipe.seed,
         )
+        check_lasts(self.mixture, recipe)
 
     def sample(self, index: int) -> Sample:
         """Row ``index``, from 0."""

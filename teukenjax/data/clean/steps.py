@@ -64,7 +64,10 @@ class ReadText:
 
 
 class LanguageRules(BaseFilter):
-    """Drops documents by the thresholds of their language; the reason is the threshold's name."""
+    """Drops documents by the thresholds of their language.
+
+    The reason is the threshold's name; for repetition, datatrove's name of it (``dup_line_frac``).
+    """
 
     name = "rules"
 
