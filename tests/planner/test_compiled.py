@@ -22,6 +22,7 @@ PLANS = {
     "fsdp_tp": ("h100-sxm", 32, {"fsdp": 4, "tensor": 2, "remat": "save_projections"}),
     "hsdp of replicas": ("h200-sxm", 8, {"strategy": "hsdp", "replica": 2, "micro_batch": 4}),
     "zero2": ("h200-sxm", 8, {"fsdp": 2}),
+    "one micro-batch": ("h200-sxm", 8, {"strategy": "fsdp", "fsdp": 2, "accumulation": 1}),
     "tensor": ("h200-sxm", 8, {"strategy": "fsdp_tp", "tensor": 2, "remat": "full"}),
     "tensor of four": ("h200-sxm", 8, {"strategy": "fsdp_tp", "fsdp": 4, "tensor": 2}),
 }
@@ -47,8 +48,8 @@ def test_a_missing_compiler_says_how_to_install_it():
 def test_memory_flops_and_bytes_are_those_of_the_compiled_step(name, question_of):
     hardware, layers, choices = PLANS[name]
     choices = {"strategy": name, "micro_batch": 1 if layers == 32 else 2, **choices}
-    choices = {"remat": "save_attention", **choices}
-    plan = Plans.single(accumulation=2, sequence=4096, **choices)
+    choices = {"remat": "save_attention", "accumulation": 2, **choices}
+    plan = Plans.single(sequence=4096, **choices)
     question = question_of(hardware, plan, layers)
     setting, recipe = question.setting, question.recipe
     made = compile_step(recipe, question.hw, question.devices)
@@ -75,8 +76,8 @@ def question_of(teuken):
             f"sharding.strategy={NAMES[plan.strategy[0]]}",
             f"sharding.replica={plan.replica[0]}",
             f"sharding.tensor={plan.tensor[0]}",
-            f"batch.sequences={2 * int((plan.micro_batch * plan.replica * plan.fsdp)[0])}",
-            "batch.accumulation=2",
+            f"batch.sequences={int((plan.tokens_per_step / plan.sequence)[0])}",
+            f"batch.accumulation={plan.accumulation[0]}",
             f"compute.remat={POLICIES[plan.remat[0]]}",
             f"compute.gather={'step' if plan.once[0] else 'layer'}",
         )

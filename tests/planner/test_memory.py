@@ -88,7 +88,7 @@ def test_gradients_stand_twice_only_where_devices_add_their_sums(teuken):
     setting = teuken().setting
     phi = setting.shape.layer_weights
     own = {
-        strategy: memory(plan_of(strategy, sequence=4096), setting, head_chunk=1024).own[0]
+        strategy: memory(plan_of(strategy, accumulation=2), setting, head_chunk=1024).own[0]
         for strategy in STRATEGIES
     }
     assert own == {
@@ -104,6 +104,31 @@ def test_a_tied_tables_gradient_waits_for_the_embeddings_on_several_devices(teuk
         "ddp": 0, "zero1": 1, "zero2": 1, "hsdp": 1 / 4, "fsdp": 1 / 8, "fsdp_tp": 1 / 8,
     }  # fmt: skip
     assert memory(Plans.single(), setting, head_chunk=1024).waiting[0] == 0
+
+
+def test_light_scion_keeps_no_sum_but_where_devices_add_their_own_to_it(teuken):
+    setting = teuken().setting
+    layers = 4 * setting.shape.layer_weights
+    light = {
+        name: memory(plan_of(name, light=True, accumulation=2), setting, head_chunk=1024)
+        for name in ("ddp", "fsdp", "hsdp")
+    }
+    assert light["fsdp"].gradients[0] == light["fsdp"].own[0] == 0
+    # Found by compiling hsdp 2 × 1 and 2 × 4.
+    whole = 4 * setting.shape.parameters
+    assert [light[name].gradients[0] / whole for name in ("ddp", "hsdp")] == [1, 1 / 4]
+    assert [light[name].own[0] / layers for name in ("ddp", "hsdp")] == [2, 2 / 4]
+
+
+def test_a_single_micro_batch_is_added_to_nothing(teuken):
+    setting = teuken().setting
+    held = memory(plan_of("fsdp"), setting, head_chunk=1024)
+    assert held.gradients[0] == 0
+    assert held.made[0] == 4 * setting.shape.layer_weights / 8
+    assert (
+        held.of_phase("loss")[0]
+        < memory(plan_of("fsdp", accumulation=2), setting, head_chunk=1024).of_phase("loss")[0]
+    )
 
 
 def test_an_untied_heads_gradient_waits_where_devices_hold_the_same_rows(teuken):

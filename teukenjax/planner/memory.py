@@ -28,8 +28,8 @@ STANDING = ("gradients", "transposed", "copies")
 PHASES = {
     "embed": (*STANDING, "kept", "states"),
     "loss": (*STANDING, "kept", "ends", "logits", "table", "zeros"),
-    "backward": (*STANDING, "kept", "layer", "gathered", "own", "waiting", "zeros"),
-    "reduce": (*STANDING, "own", "second", "states"),
+    "backward": (*STANDING, "kept", "layer", "gathered", "made", "own", "waiting", "zeros"),
+    "reduce": (*STANDING, "made", "combined", "second", "states"),
     "update": ("updates",),
 }
 RESTING = ("parameters", "moments", "reserve")
@@ -44,8 +44,10 @@ class Memory:
       moments: of the optimizer.
       reserve: context, communication, fragmentation.
       gradients: fp32, of all micro-batches: each is added in place.
+      made: fp32, of one micro-batch, which needs no sum.
       own: fp32, a device's own sum of layers' gradients where it is added to others', beside that
         of all.
+      combined: the same, while devices add them.
       transposed: weights whose gathered axis is not their first, turned once a step.
       copies: layers' weights in 16 bits, whole, where they are gathered once a step.
       kept: activations from the forward to the backward pass.
@@ -65,7 +67,9 @@ class Memory:
     moments: np.ndarray
     reserve: np.ndarray
     gradients: np.ndarray
+    made: np.ndarray
     own: np.ndarray
+    combined: np.ndarray
     transposed: np.ndarray
     copies: np.ndarray
     kept: np.ndarray
@@ -115,15 +119,15 @@ def memory(plans: Plans, setting: Setting, *, head_chunk: int) -> Memory:
     """
     shape, constants = setting.shape, setting.software
     phi, E, remats = shape.parameters, plans.tokens, plans.remats(shape)
-    owned = 4.0 * phi / plans.shards("gradients")
     logits, table = _loss(plans, setting, head_chunk)
     return Memory(
         parameters=4.0 * phi / plans.shards("parameters"),
         moments=setting.optimizer.state_bytes * phi / plans.shards("optimizer"),
         reserve=np.full(len(plans), constants.reserve_gb * GIGA),
-        # Light Scion's sum is its momentum, which is counted there.
-        gradients=np.where(plans.light, 0.0, owned),
-        own=_own(plans, setting),
+        gradients=_sum(plans, setting),
+        made=_made(plans, setting),
+        own=np.where(_single(plans, setting), 0.0, _own(plans, setting)),
+        combined=_own(plans, setting),
         transposed=_transposed(plans, setting),
         copies=np.where(plans.once, 2.0 * shape.layer_weights / plans.tensor, 0.0),
         kept=E * shape.layers * (remats.whole + (remats.kept - remats.whole) / plans.tensor),
@@ -209,7 +213,41 @@ def _own(plans: Plans, setting: Setting) -> np.ndarray:
     """
     pieces = plans.shards("gradients")
     alike = setting.software.table_stays & (plans.devices > pieces)
-    return np.where(alike, 4.0 * setting.shape.layer_weights / pieces, 0.0)
+    twice = np.where(_adds_to_momentum(plans, setting), 2.0, 1.0)
+    return np.where(alike, twice * 4.0 * setting.shape.layer_weights / pieces, 0.0)
+
+
+def _sum(plans: Plans, setting: Setting) -> np.ndarray:
+    """4·φ in pieces, to which micro-batches are added.
+
+    Light Scion's is its momentum, which is counted there. Source: read from compiled programs.
+    """
+    held = 4.0 * setting.shape.parameters / plans.shards("gradients")
+    light = plans.light & ~_adds_to_momentum(plans, setting)
+    return np.where(light | _single(plans, setting), 0.0, held)
+
+
+def _adds_to_momentum(plans: Plans, setting: Setting) -> np.ndarray:
+    """Whether devices add their own sums to light Scion's momentum.
+
+    The compiler then has the sum beside the momentum, and theirs before and after they are added;
+    of a single micro-batch only where the sum is whole. Source: read from compiled programs.
+    """
+    pieces = plans.shards("gradients")
+    alike = setting.software.table_stays & (plans.devices > pieces)
+    return plans.light & alike & ((plans.accumulation > 1) | (pieces == plans.tensor))
+
+
+def _single(plans: Plans, setting: Setting) -> np.ndarray:
+    """Whether a step of ours is one micro-batch, whose gradients are added to nothing."""
+    return setting.software.table_stays & (plans.accumulation == 1) & ~plans.light
+
+
+def _made(plans: Plans, setting: Setting) -> np.ndarray:
+    """4·φ_layers in pieces, and the table's where it does not wait, of a single micro-batch."""
+    waits = _waiting(plans, setting) > 0
+    phi = setting.shape.layer_weights + np.where(waits, 0.0, setting.shape.table_weights)
+    return _single(plans, setting) * 4.0 * phi / plans.shards("gradients")
 
 
 def _transposed(plans: Plans, setting: Setting) -> np.ndarray:
@@ -250,9 +288,13 @@ def _zeros(plans: Plans, setting: Setting) -> np.ndarray:
 
 
 def _second(plans: Plans, setting: Setting) -> np.ndarray:
-    """4·V·D of a tied table's embedding where its head's waits, split as gradients are."""
+    """4·V·D of a tied table's embedding where its head's waits, split as gradients are.
+
+    Of a single micro-batch its head's too, which is in no sum yet.
+    """
     waits = setting.shape.tied * (_waiting(plans, setting) > 0)
-    return waits * _table(setting) / plans.shards("gradients")
+    tables = np.where(_single(plans, setting), 2.0, 1.0)
+    return waits * tables * _table(setting) / plans.shards("gradients")
 
 
 def _several(plans: Plans, setting: Setting) -> np.ndarray:
