@@ -54,7 +54,7 @@ def train_on_mixture(
 
     Raises:
       UserError: when ``out`` exists, text is missing or damaged, the mixture names a language
-        that the text lacks, or the vocabulary does not fit the text.
+        that the text lacks, the vocabulary does not fit the text, or ``out`` cannot be written.
     """
     if out.exists():
         raise UserError(f"{out}: already exists: remove it, or choose another name")
@@ -64,15 +64,18 @@ def train_on_mixture(
         bar.add_task("training the tokenizer", total=None)
         sentences = [sentence for language in sorted(chosen) for sentence in chosen[language]]
         tokenizer = train_tokenizer(sentences, vocab_size=vocab_size)
-    out.mkdir(parents=True)
     about = {
         "text": str(text),
         "mixture": mixture.model_dump(mode="json"),
         "bytes": {name: sum(len(s.encode()) for s in chosen[name]) for name in sorted(chosen)},
         "bytes_seen": sample.sizes,
     }
-    (out / "training.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-    tokenizer.save(out / MODEL_FILE)
+    unfinished = out.with_name(out.name + ".partial")
+    with disk_errors(out):
+        unfinished.mkdir(parents=True, exist_ok=True)  # a kill may have left one
+        (unfinished / "training.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        tokenizer.save(unfinished / MODEL_FILE)
+        unfinished.replace(out)
     return tokenizer
 
 
