@@ -194,3 +194,6 @@ def test_what_cannot_be_served_is_one_line(generator):
             listen("127.0.0.1", port)
     with pytest.raises(UserError, match=r"^--host 192\.0\.2\.1 .*Cannot assign requested address$"):
         listen("192.0.2.1", 8000)  # of documentation, and nobody's
+    with pytest.raises(UserError, match=r"^--host none\.invalid .* on: \w+ \w+.* \w+$") as error:
+        listen("none.invalid", 8000)
+    assert "Unknown error" not in str(error.value)

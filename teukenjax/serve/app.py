@@ -7,7 +7,6 @@ come again. There are no keys and no users: it listens on this machine alone unl
 import asyncio
 import contextlib
 import json
-import os
 import socket
 import time
 import uuid
@@ -197,7 +196,7 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         # create_server adds the address, in other words, to what the system says.
-        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno)
+        reason = error.strerror.partition(" (")[0]
         raise UserError(f"--host {host} --port {port}: cannot be listened on: {reason}") from None
 
 
