@@ -9,6 +9,7 @@ import pytest
 import typer.main
 
 from teukenjax import cli
+from teukenjax.cli.options import console
 
 CHOICE = {"tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed"}
 VERBS = {
@@ -221,6 +222,11 @@ MISTAKES = {
     "no such role": (["scaling", "fit", "{tmp}", "--role", "outptu"], "did you mean 'output'?"),
     "a rule for AdamW": (["scaling", "suggest", "{recipe}", "--tokens", "1e9"],
                          "optimizer.name=adamw: the rule is one of Scion's rates"),
+    "a store in its text": (["data", "prepare", "{tmp}/text", "--train-tokenizer", "900", "--out",
+                             "{tmp}/text/s"], "{tmp}/text/s: lies in {tmp}/text"),
+    "cleaned text in its text": (["data", "clean", "{tmp}/text", "--config",
+                                  "configs/cleaning/eu24.yaml", "--out", "{tmp}/text"],
+                                 "{tmp}/text: lies in {tmp}/text"),
     "no such verb": (["trian"], "No such command 'trian'. Did you mean 'train'?"),
     "no such option": (["plan", "{recipe}", "--devics", "8"], "No such option: --devics"),
     "an option out of range": (["plan", "{recipe}", "--devices", "0"], "'--devices': "),
@@ -231,6 +237,8 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_and_exit_code_2(name, call, recipe, tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "de.txt").write_text("Guten Tag.")
     arguments, expected = MISTAKES[name]
     names = {"tmp": tmp_path, "recipe": recipe}
     code, _, error = call(*(argument.format(**names) for argument in arguments))
@@ -239,3 +247,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(name, call, recipe, tmp_path):
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "s").exists()
+    assert [file.name for file in (tmp_path / "text").iterdir()] == ["de.txt"]
+
+
+def test_in_a_file_lines_are_as_long_as_they_are(capsys):
+    text = "word " * 60
+    console().print(text)
+    assert capsys.readouterr().out == text + "\n"
