@@ -199,6 +199,8 @@ MISTAKES = {
     ),
     "no such suite": (["eval", "{tmp}/none", "--suite", "eu2l"], "did you mean 'eu21'?"),
     "no instructions": (["sft", "{recipe}"], "has no section sft"),
+    "no such flag in tuning": (["sft", "{recipe}", "compute.xla_flags={{xla_gpu_no_such: true}}"],
+                               "compute.xla_flags: xla_gpu_no_such=True: No such compile option"),
     "no such chat": (["sft", "{recipe}", "data.packing=best_fit",
                       "sft.sources=[{{data: {tmp}/none}}]"], "sft.base is not set"),
     "instructions cut": (["sft", "{recipe}", "sft.sources=[{{data: toy}}]"],

@@ -21,6 +21,9 @@ def sft(
     if show:
         print(recipes.to_yaml(resolved), end="")
         return
+    from teukenjax.flags import launch
+
+    launch(resolved.compute)
     from teukenjax.train.report import print_next
     from teukenjax.train.tuning import tune
 
