@@ -9,6 +9,7 @@ import pytest
 import typer.main
 
 from teukenjax import cli
+from teukenjax.cli.options import console
 
 CHOICE = {"tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed"}
 VERBS = {
@@ -198,6 +199,8 @@ MISTAKES = {
     ),
     "no such suite": (["eval", "{tmp}/none", "--suite", "eu2l"], "did you mean 'eu21'?"),
     "no instructions": (["sft", "{recipe}"], "has no section sft"),
+    "no such flag in tuning": (["sft", "{recipe}", "compute.xla_flags={{xla_gpu_no_such: true}}"],
+                               "compute.xla_flags: xla_gpu_no_such=True: No such compile option"),
     "no such chat": (["sft", "{recipe}", "data.packing=best_fit",
                       "sft.sources=[{{data: {tmp}/none}}]"], "sft.base is not set"),
     "flags of instructions": (["sft", "{recipe}", "data.packing=best_fit",
@@ -214,6 +217,10 @@ MISTAKES = {
     "plan for unknown hardware": (["plan", "{recipe}", "--hardware", "h100-smx"],
                                   "did you mean 'h100-sxm'?"),
     "devices that do not divide": (["plan", "{recipe}", "--devices", "3"], "--devices 3"),
+    "no number of tokens": (["plan", "{recipe}", "--tokens", "nan"], "--tokens nan: expected"),
+    "no number of days": (["plan", "{recipe}", "--target-days", "-1"], "days -1: expected"),
+    "no share": (["plan", "{recipe}", "--target-days", "1", "--mfu-floor", "40"],
+                 "--mfu-floor 40: expected a share above 0, up to 1"),
     "a table without out": (["plan", "--table", "{tmp}/rows.csv"], "--table needs --out"),
     "no such table": (["plan", "--table", "{tmp}/r.csv", "--out", "{tmp}/o.csv"], "{tmp}/r.csv"),
     "no such sweep": (["sweep", "{tmp}/none.yaml"], "none.yaml: cannot be read"),
@@ -221,19 +228,35 @@ MISTAKES = {
     "no such role": (["scaling", "fit", "{tmp}", "--role", "outptu"], "did you mean 'output'?"),
     "a rule for AdamW": (["scaling", "suggest", "{recipe}", "--tokens", "1e9"],
                          "optimizer.name=adamw: the rule is one of Scion's rates"),
-    "no such verb": (["trian"], "No such command 'trian'"),
+    "a store in its text": (["data", "prepare", "{tmp}/text", "--train-tokenizer", "900", "--out",
+                             "{tmp}/text/s"], "{tmp}/text/s: lies in {tmp}/text"),
+    "cleaned text in its text": (["data", "clean", "{tmp}/text", "--config",
+                                  "configs/cleaning/eu24.yaml", "--out", "{tmp}/text"],
+                                 "{tmp}/text: lies in {tmp}/text"),
+    "no such verb": (["trian"], "No such command 'trian'. Did you mean 'train'?"),
+    "no such option": (["plan", "{recipe}", "--devics", "8"], "No such option: --devics"),
+    "an option out of range": (["plan", "{recipe}", "--devices", "0"], "'--devices': "),
+    "an option left out": (["generate", "{tmp}"], "Missing option '--prompt'"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_and_exit_code_2(name, call, recipe, tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "de.txt").write_text("Guten Tag.")
     arguments, expected = MISTAKES[name]
     names = {"tmp": tmp_path, "recipe": recipe}
     code, _, error = call(*(argument.format(**names) for argument in arguments))
     assert code == 2
     assert expected.format(**names) in error
-    assert "Traceback" not in error
-    if error.startswith("error: "):  # ours; the rest is the usage text of the option parser
-        assert error.count("\n") == 1
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
     assert not (tmp_path / "s").exists()
+    assert [file.name for file in (tmp_path / "text").iterdir()] == ["de.txt"]
+
+
+def test_in_a_file_lines_are_as_long_as_they_are(capsys):
+    text = "word " * 60
+    console().print(text)
+    assert capsys.readouterr().out == text + "\n"

@@ -29,7 +29,8 @@ def test_flags_of_the_recipe_win_over_the_set():
         ({"flags": "defualt"}, "compute.flags=defualt: did you mean 'default'?"),
         (
             {"xla_flags": {"xla_gpu_enable_latency_hidden_scheduler": True}},
-            "No such compile option.*did you mean 'xla_gpu_enable_latency_hiding_scheduler'",
+            "^compute.xla_flags: .*No such compile option.*did you mean "
+            "'xla_gpu_enable_latency_hiding_scheduler'",
         ),
         (
             {"xla_flags": {"xla_gpu_enable_latency_hiding_scheduler": "maybe"}},

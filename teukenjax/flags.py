@@ -66,9 +66,9 @@ def launch(compute: ComputeConfig) -> None:
         except jax.errors.JaxRuntimeError as error:
             reason = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
             known = {flag for each in catalogue().values() for flag in each.xla}
-            raise UserError(
-                f"compute.flags={compute.flags}: {name}={value}: {reason}; {nearest(name, known)}"
-            ) from None
+            own = name in compute.xla_flags
+            key = "compute.xla_flags" if own else f"compute.flags={compute.flags}"
+            raise UserError(f"{key}: {name}={value}: {reason}; {nearest(name, known)}") from None
 
 
 def describe(compute: ComputeConfig) -> str:

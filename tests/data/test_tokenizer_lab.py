@@ -149,6 +149,29 @@ def test_training_does_not_overwrite(tmp_path, tokenizer):
         )
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file.* cannot be written: Not a directory"):
+        lab.train_on_mixture(
+            mix(), "sample", tmp_path / "file" / "t", vocab_size=900, bytes_per_language=4000,
+            progress=False,
+        )  # fmt: skip
+
+
+def test_a_kill_leaves_no_folder_without_a_tokenizer(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    options = {"vocab_size": 900, "bytes_per_language": 4000, "progress": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.Tokenizer, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            lab.train_on_mixture(mix(), "sample", tmp_path / "t", **options)
+    assert not (tmp_path / "t").exists()
+    lab.train_on_mixture(mix(), "sample", tmp_path / "t", **options)
+    assert {file.name for file in tmp_path.iterdir()} == {"t"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -1,11 +1,14 @@
 """The scoreboard: errors on published measurements, of fits that did not see them."""
 
 import csv
+import io
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from teukenjax.errors import UserError
+from teukenjax.planner.command import predict_rows
 from teukenjax.planner.fit import FITTED, constant_mfu, fit
 from teukenjax.planner.own import own_errors, own_runs
 from teukenjax.planner.software import software
@@ -108,7 +111,10 @@ def test_a_jax_source_is_predicted_with_our_shares():
     [
         ({"gpu": "V100"}, "hardware 'V100' is not known"),
         ({"gpu": ""}, "column 'gpu' is missing or empty"),
-        ({"seq_len": "long"}, "seq_len=long: expected a number"),
+        ({"seq_len": "long"}, "seq_len=long: expected a whole number"),
+        ({"seq_len": "nan"}, "seq_len=nan: expected a whole number"),
+        ({"gpus": "inf"}, "gpus=inf: expected a whole number"),
+        ({"tokens_per_s_per_gpu": "0"}, "tokens_per_s_per_gpu=0: expected a number above 0"),
         ({"micro_batch": "0"}, "micro_batch=0: expected a whole number"),
         ({"sharding": "Q"}, "sharding=Q: allowed"),
         ({"model": "8b"}, "model '8b' is not known"),
@@ -128,6 +134,20 @@ def test_a_bad_row_is_named_by_its_number(tmp_path):
         writer.writerows([ROW, ROW | {"gpus": "-1"}])
     with pytest.raises(UserError, match=r"rows.csv: row 2: gpus=-1"):
         predict_table(path, tmp_path / "out.csv")
+
+
+def test_a_cell_beyond_the_last_column_is_named(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("gpu,model\nH100,7b\nH100,7b,8\n")
+    with pytest.raises(UserError, match=r"rows.csv: row 2: '8' is beyond the last column"):
+        read_rows(path)
+
+
+def test_a_table_of_measured_runs_says_how_far_off_it_is(tmp_path):
+    screen = io.StringIO()
+    out = tmp_path / "out.csv"
+    predict_rows(Console(file=screen, width=200), PUBLISHED / "mosaic_h100.csv", out)
+    assert "mean absolute error of tokens/s on 52 measured rows: 2.4%" in screen.getvalue()
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):

@@ -51,6 +51,8 @@ def test_what_cannot_be_suggested_is_refused():
         suggest(load("configs/recipes/teuken-7b.yaml"), published.rules(), tokens=1e11)
     with pytest.raises(UserError, match="--tokens -1: must be positive"):
         suggest(load(PROXY), published.rules(), tokens=-1.0)
+    with pytest.raises(UserError, match="--tokens inf: must be positive and finite"):
+        suggest(load(PROXY), published.rules(), tokens=float("inf"))
     with pytest.raises(UserError, match="less than a step"):
         suggest(load(PROXY), published.rules(), tokens=5.0)
 

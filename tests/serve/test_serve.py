@@ -13,8 +13,9 @@ from tiny import model_of, random_params, tiny_config
 
 from teukenjax.data.prepare import SAMPLE
 from teukenjax.data.tokenizer import train_tokenizer
+from teukenjax.errors import UserError
 from teukenjax.infer import Generator, Sampling
-from teukenjax.serve import make_app
+from teukenjax.serve import listen, make_app
 
 QUESTION = [{"role": "user", "content": "Wie geht es?"}]
 
@@ -31,7 +32,7 @@ def generator():
 def address(generator):
     """Host and port of a server in a thread; one request may wait."""
     app = make_app(generator, name="tiny", queue=1, language="de")
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with listen("127.0.0.1", 0) as listening:
         config = uvicorn.Config(app, log_level="error", lifespan="off")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -194,3 +195,17 @@ def test_requests_wait_for_their_turn_and_too_many_are_told_so(client, address):
     streamed = first + "".join(chunk.choices[0].text for chunk in stream)
     waiting.join()
     assert texts == [streamed]
+
+
+def test_what_cannot_be_served_is_one_line(generator):
+    with pytest.raises(UserError, match="language 'xx' is unknown: allowed: bg, "):
+        make_app(generator, name="tiny", language="xx")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"--port {port}: cannot .*: Address already in use$"):
+            listen("127.0.0.1", port)
+    with pytest.raises(UserError, match=r"^--host 192\.0\.2\.1 .*Cannot assign requested address$"):
+        listen("192.0.2.1", 8000)  # of documentation, and nobody's
+    with pytest.raises(UserError, match=r"^--host none\.invalid .* on: \w+ \w+.* \w+$") as error:
+        listen("none.invalid", 8000)
+    assert "Unknown error" not in str(error.value)

@@ -119,8 +119,8 @@ def _cells(row: Row, hw: Hardware | None) -> Iterator[str]:
     case = row.case
     yield f"{row.median * 1e3:.3f}"
     yield f"{min(row.times) * 1e3:.3f} … {max(row.times) * 1e3:.3f}"
-    by_flops = f"{case.flops / row.median / 1e12:,.0f} TFLOP/s"
-    yield by_flops if case.flops else f"{case.bytes / row.median / 1e9:,.0f} GB/s"
+    by_flops = f"{case.flops / row.median / 1e12:,.3g} TFLOP/s"
+    yield by_flops if case.flops else f"{case.bytes / row.median / 1e9:,.4g} GB/s"
     yield "" if hw is None else f"{roof(case, hw) / row.median:.0%}"
     yield f"{row.error:.1e}"
 

@@ -99,7 +99,7 @@ def prepare(
     program = Program(recipe, layout, platform=device.platform)
     lines = plan_lines(program, find_hardware(recipe.hardware, device))
     lines["data"] = "random tokens" if store is None else f"{store.location} through the loader"
-    lines["versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
+    lines["versions"] = versions_said()
     print_lines(console, lines)
     if store is None:
         return program, itertools.repeat(random_batch(program))
@@ -110,6 +110,11 @@ def versions() -> dict[str, str]:
     """Of what decides about speed."""
     platform = jax.devices()[0].client.platform_version.replace("\n", " ")
     return {"jax": jax.__version__, "platform": platform}
+
+
+def versions_said() -> str:
+    """The same for people."""
+    return ", ".join(f"{name} {version}" for name, version in versions().items())
 
 
 def real_batches(program: Program, store: TokenStore) -> Iterator[Batch]:

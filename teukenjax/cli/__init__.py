@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from teukenjax.cli.bench import bench
 from teukenjax.cli.evaluation import evaluate
@@ -90,7 +91,7 @@ def plan(
     ] = None,
     overrides: Overrides = None,
     hardware: Annotated[
-        str, typer.Option(help="A file of configs/hardware; several, with commas, to compare.")
+        str, typer.Option(help="A file of configs/hardware; with --target-days also a,b,….")
     ] = "h100-sxm",
     devices: Annotated[int, typer.Option(min=1, help="How many; they need not exist.")] = 8,
     tokens: Annotated[
@@ -141,14 +142,20 @@ def plan(
         command.plan(console(), request, top=top, out=out, compiled=compile_, report=report)
 
 
+def _line(error: UserError | TyperException) -> str:
+    """The message; the option parser's names the option only when it is asked to format it."""
+    return error.format_message() if isinstance(error, TyperException) else str(error)
+
+
 def main() -> None:
     """Runs a verb; a user's mistake is one line and exit code 2, see ``errors`` for others."""
     if not sys.stderr.isatty():  # read when some library imports tqdm, which draws their bars
         os.environ.setdefault("TQDM_DISABLE", "1")
     try:
-        app()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.exit(app(standalone_mode=False) or 0)  # which leaves the parser's mistakes to us
+    except (UserError, TyperException) as error:
+        if str(error):  # a group without its verb has shown its help
+            print(f"error: {_line(error)}", file=sys.stderr)
         sys.exit(2)
     except TryAgainError as error:
         print(f"stopped: {error}", file=sys.stderr)

@@ -31,14 +31,14 @@ def kernels(
     import jax
 
     from teukenjax.bench import kernels as bench_
-    from teukenjax.bench.step import versions
+    from teukenjax.bench.step import versions_said
     from teukenjax.hardware import find_hardware
     from teukenjax.kernels.cases import find_cases
     from teukenjax.kernels.choice import Device
 
     cases = find_cases(only or [], shrink)
     device = jax.devices()[0]
-    console().print(f"{device.device_kind}, {versions()}", highlight=False)
+    console().print(f"{device.device_kind}, {versions_said()}", highlight=False)
     rows = bench_.show(console(), bench_.measure(cases), find_hardware(None, device))
     for line in bench_.choices(rows, Device.of(device).gpu):
         print(line)

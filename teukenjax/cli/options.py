@@ -14,10 +14,12 @@ RunPath = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory, or one of its checkpoints.")
 ]
 
+UNBROKEN = 10_000  # characters: no line that we print is longer, and Rich pads none
+
 
 def console():
     """Standard output, as wide as the terminal; in a file, lines are as long as they are."""
     from rich.console import Console
 
     # Text with [brackets] is no markup.
-    return Console(width=None if sys.stdout.isatty() else 200, markup=False)
+    return Console(width=None if sys.stdout.isatty() else UNBROKEN, markup=False)

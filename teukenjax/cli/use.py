@@ -101,13 +101,14 @@ def serve(
 ) -> None:
     """Answer OpenAI's completions and chat requests over HTTP (extra `serve`)."""
     try:
-        from teukenjax.serve import make_app, run_server
+        from teukenjax.serve import listen, make_app, run_server
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: uv sync --extra serve") from None
     from teukenjax.infer.terminal import load_generator
 
     name = run.resolve().name
+    listening = listen(host, port)
     generator = load_generator(run)
     app = make_app(generator, name=name, queue=queue, language=language, host=host)
     console().print(f"{name}: http://{host}:{port}/v1", highlight=False)
-    run_server(app, host=host, port=port)
+    run_server(app, listening)

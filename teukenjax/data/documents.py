@@ -67,6 +67,12 @@ def find_files(path: str | Path) -> list[Path]:
     return found
 
 
+def refuse_within(out: Path, text: str | Path) -> None:
+    """A UserError when ``out`` lies in the directory ``text``: what is written would be read."""
+    if Path(text).is_dir() and out.resolve().is_relative_to(Path(text).resolve()):
+        raise UserError(f"{out}: lies in {text}, of which all files are text: choose another place")
+
+
 def files_ending(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """The files at ``path`` (itself, or all below a directory) with such names, sorted."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]

@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from teukenjax.data.store import TokenStore
 from teukenjax.data.stream import Stream
 from teukenjax.data.tokenizer import Tokenizer
+from teukenjax.picture import save_figure
 from teukenjax.recipe import Recipe
 
 WINDOW_CHARACTERS = 240
@@ -97,9 +99,6 @@ def print_windows(console: Console, stream: Stream, tokenizer: Tokenizer, count:
 
 def plot(views: list[StageView], path: Path) -> None:
     """Shares of the languages, stacked, over the tokens of the run, as an image."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     total = _together(views).tokens
     languages = sorted(total, key=total.__getitem__, reverse=True)
     edges, shares = [], []
@@ -110,8 +109,9 @@ def plot(views: list[StageView], path: Path) -> None:
             edges += [start, start + length]
             shares += [[view.tokens.get(name, 0) / length for name in languages]] * 2
             start += length
-    figure, axis = pyplot.subplots(figsize=(9, 6))
-    colors = pyplot.get_cmap("nipy_spectral")([n / len(languages) for n in range(len(languages))])
+    figure = Figure(figsize=(9, 6), dpi=120)
+    axis = figure.subplots()
+    colors = colormaps["nipy_spectral"]([n / len(languages) for n in range(len(languages))])
     axis.stackplot(edges, list(zip(*shares, strict=True)), labels=languages, colors=colors)
     axis.set_xlabel("tokens")
     axis.set_ylabel("share of tokens")
@@ -120,5 +120,4 @@ def plot(views: list[StageView], path: Path) -> None:
     handles, labels = axis.get_legend_handles_labels()
     axis.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    save_figure(figure, path)

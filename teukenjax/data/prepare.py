@@ -34,6 +34,7 @@ from teukenjax.data.documents import (
     Reject,
     check_broken,
     find_files,
+    refuse_within,
 )
 from teukenjax.data.location import Location
 from teukenjax.data.progress import progress_bar, records_on
@@ -85,8 +86,8 @@ def prepare(
 
     Raises:
       UserError: for options that contradict, missing or damaged files, too many broken lines, no
-        documents at all, an ``out`` that exists (or does not, for an append), a disk that is full,
-        or another process that is writing to ``out``.
+        documents at all, an ``out`` that lies in ``text`` or exists (or does not, for an append), a
+        disk that is full, or another process that is writing to ``out``.
     """
     if not 0 <= max_broken <= 1:
         raise UserError(f"max_broken={max_broken}: a share from 0 to 1 is allowed")
@@ -94,6 +95,8 @@ def prepare(
     store = _appended_to(location, append, train_tokenizer, tokenizer)
     holdout = _holdout(holdout, store)
     files = find_files(SAMPLE if text == "sample" else text)
+    if location.path is not None:
+        refuse_within(location.path, text)
     _refuse_known(files, store)
     options = {
         "tokenizer": store.manifest.tokenizer if store else train_tokenizer or str(tokenizer),

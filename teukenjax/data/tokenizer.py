@@ -17,6 +17,7 @@ import sentencepiece
 from jaxtyping import Int32
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
+from teukenjax.data.begun import save
 from teukenjax.errors import UserError
 
 MODEL_FILE = "tokenizer.model"
@@ -64,8 +65,8 @@ class Tokenizer:
             raise UserError(f"{origin}: is not a SentencePiece model") from None
 
     def save(self, path: str | Path) -> None:
-        """Writes the model file that ``load`` reads."""
-        Path(path).write_bytes(self.model)
+        """Writes the model file that ``load`` reads, whole or not at all."""
+        save(Path(path), self.model)
 
     @property
     def vocab_size(self) -> int:

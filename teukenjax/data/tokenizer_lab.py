@@ -4,10 +4,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from teukenjax.data.begun import save
 from teukenjax.data.documents import Document, DocumentReader, find_files
 from teukenjax.data.encoders import load_encoder
 from teukenjax.data.fertility import TokenizerReport, report
@@ -15,7 +16,8 @@ from teukenjax.data.prepare import SAMPLE
 from teukenjax.data.progress import progress_bar, records_on
 from teukenjax.data.sampling import TextSample
 from teukenjax.data.tokenizer import MODEL_FILE, Tokenizer, train_tokenizer
-from teukenjax.errors import UserError
+from teukenjax.errors import UserError, disk_errors
+from teukenjax.picture import save_figure
 from teukenjax.recipe import MixtureConfig
 
 COLUMNS = {
@@ -52,7 +54,7 @@ def train_on_mixture(
 
     Raises:
       UserError: when ``out`` exists, text is missing or damaged, the mixture names a language
-        that the text lacks, or the vocabulary does not fit the text.
+        that the text lacks, the vocabulary does not fit the text, or ``out`` cannot be written.
     """
     if out.exists():
         raise UserError(f"{out}: already exists: remove it, or choose another name")
@@ -62,15 +64,18 @@ def train_on_mixture(
         bar.add_task("training the tokenizer", total=None)
         sentences = [sentence for language in sorted(chosen) for sentence in chosen[language]]
         tokenizer = train_tokenizer(sentences, vocab_size=vocab_size)
-    out.mkdir(parents=True)
     about = {
         "text": str(text),
         "mixture": mixture.model_dump(mode="json"),
         "bytes": {name: sum(len(s.encode()) for s in chosen[name]) for name in sorted(chosen)},
         "bytes_seen": sample.sizes,
     }
-    (out / "training.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-    tokenizer.save(out / MODEL_FILE)
+    unfinished = out.with_name(out.name + ".partial")
+    with disk_errors(out):
+        unfinished.mkdir(parents=True, exist_ok=True)  # a kill may have left one
+        (unfinished / "training.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        tokenizer.save(unfinished / MODEL_FILE)
+        unfinished.replace(out)
     return tokenizer
 
 
@@ -130,16 +135,15 @@ def print_reports(console: Console, reports: list[TokenizerReport]) -> None:
 def write_json(reports: list[TokenizerReport], path: Path) -> None:
     """All numbers."""
     content = [one.as_dict() for one in reports]
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    with disk_errors(path):
+        save(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
 
 
 def plot(reports: list[TokenizerReport], path: Path) -> None:
     """Bars for each language, side by side for each tokenizer, as an image."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     languages = list(reports[0].languages)
-    figure, axes = pyplot.subplots(len(PLOTTED), figsize=(max(6, len(languages) * 0.5), 7))
+    figure = Figure(figsize=(max(6, len(languages) * 0.5), 7), dpi=120)
+    axes = figure.subplots(len(PLOTTED))
     width = 0.8 / len(reports)
     for axis, (key, title) in zip(axes, PLOTTED.items(), strict=True):
         for number, one in enumerate(reports):
@@ -151,5 +155,4 @@ def plot(reports: list[TokenizerReport], path: Path) -> None:
         axis.grid(axis="y", alpha=0.3)
     axes[0].legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    save_figure(figure, path)

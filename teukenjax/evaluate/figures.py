@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
+from teukenjax.picture import save_figure
 
-from matplotlib import pyplot
-
-from teukenjax.errors import disk_errors
+DPI = 120
 
 
 def heat_map(shown: Mapping[str, Mapping[str, float]], title: str, path: Path) -> None:
@@ -20,7 +18,8 @@ def heat_map(shown: Mapping[str, Mapping[str, float]], title: str, path: Path) -
     low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
     shades = (values - low) / np.where(high > low, high - low, 1)
     size = (1.6 + 1.1 * len(shown), 1.2 + 0.3 * len(languages))
-    figure, axis = pyplot.subplots(figsize=size)
+    figure = Figure(figsize=size, dpi=DPI)
+    axis = figure.subplots()
     axis.imshow(shades, cmap="YlGn", aspect="auto", alpha=0.6)
     axis.set_xticks(range(len(shown)), list(shown), rotation=30, ha="right")
     axis.set_yticks(range(len(languages)), languages)
@@ -28,12 +27,14 @@ def heat_map(shown: Mapping[str, Mapping[str, float]], title: str, path: Path) -
         said = "n/a" if np.isnan(value) else f"{value:.3f}"
         axis.text(column, row, said, ha="center", va="center", fontsize=8)
     axis.set_title(title, fontsize=10)
-    _save(figure, path)
+    figure.tight_layout()
+    save_figure(figure, path)
 
 
 def bars(models: Mapping[str, Mapping[str, float]], tasks: list[str], path: Path) -> None:
     """A group of bars a task, a bar a model: means over languages."""
-    figure, axis = pyplot.subplots(figsize=(4.2 + 1.8 * len(tasks), 4))
+    figure = Figure(figsize=(4.2 + 1.8 * len(tasks), 4), dpi=DPI)
+    axis = figure.subplots()
     width = 0.8 / len(models)
     for number, (name, found) in enumerate(models.items()):
         places = np.arange(len(tasks)) + (number - (len(models) - 1) / 2) * width
@@ -42,11 +43,5 @@ def bars(models: Mapping[str, Mapping[str, float]], tasks: list[str], path: Path
     axis.set_ylabel("mean over languages")
     axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     axis.grid(axis="y", alpha=0.3)
-    _save(figure, path)
-
-
-def _save(figure, path: Path) -> None:
     figure.tight_layout()
-    with disk_errors(path):
-        figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    save_figure(figure, path)

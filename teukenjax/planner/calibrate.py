@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import io
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import jaxlib
 from rich.console import Console
 from ruamel.yaml import YAML
 
+from teukenjax.data.begun import save
 from teukenjax.errors import UserError
 from teukenjax.kernels.attention import attention
 from teukenjax.kernels.choice import Device
@@ -91,28 +93,30 @@ def copy_rate(size: int, repeats: int) -> float:
 
 
 def write(profile: Profile, out: Path) -> None:
-    """As YAML.
+    """As YAML, whole or not at all.
 
     Raises:
       UserError: when it cannot be written.
     """
     yaml = YAML(typ="safe", pure=True)
     yaml.sort_base_mapping_type_on_output = False
+    text = io.StringIO()
+    yaml.dump(profile.model_dump(mode="json"), text)
     try:
-        with out.open("w", encoding="utf-8") as file:
-            yaml.dump(profile.model_dump(mode="json"), file)
+        save(out, text.getvalue().encode())
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
 
 
 def show(console: Console, profile: Profile) -> None:
     """The rates, a line each."""
-    console.print(f"{profile.devices} × {profile.device_kind}, {profile.versions}")
-    console.print(f"product    {profile.product_tflops:,.1f} TFLOP/s")
-    console.print(f"attention  {profile.attention_tflops:,.1f} TFLOP/s, forward + backward")
-    console.print(f"copy       {profile.copy_gb_per_s:,.0f} GB/s")
+    versions = ", ".join(f"{name} {version}" for name, version in profile.versions.items())
+    console.print(f"{profile.devices} × {profile.device_kind}, {versions}")
+    console.print(f"product    {profile.product_tflops:,.4g} TFLOP/s")
+    console.print(f"attention  {profile.attention_tflops:,.4g} TFLOP/s, forward + backward")
+    console.print(f"copy       {profile.copy_gb_per_s:,.4g} GB/s")
     for timing in profile.collectives:
         console.print(
             f"{timing.kind} of {timing.bytes / 2**20:,.4g} MiB: {timing.seconds * 1e6:,.1f} µs, "
-            f"each sends {profile.sent_gb_per_s(timing):,.1f} GB/s"
+            f"each sends {profile.sent_gb_per_s(timing):,.4g} GB/s"
         )

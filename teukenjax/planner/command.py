@@ -1,5 +1,6 @@
 """What ``teukenjax plan`` does, as one function for each question that it answers."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from teukenjax.planner.memory import capacity
 from teukenjax.planner.profile import as_measured
 from teukenjax.planner.report import GIB, print_answer
 from teukenjax.planner.search import Answer, Question, recipe_of, search
-from teukenjax.planner.table import errors, mape, predict_table
+from teukenjax.planner.table import errors, mape, predict_table, understand
 from teukenjax.recipe import Recipe, load, to_yaml, validate
 from teukenjax.run import write_atomically
 from teukenjax.train.plan import with_vocabulary
@@ -44,14 +45,12 @@ class Request:
         """Tokens of the run: as asked, or the recipe's.
 
         Raises:
-          UserError: for a number that is not positive.
+          UserError: for a number that is not positive or not finite.
         """
         if self.tokens is None:
             recipe = self._load()
             return float(recipe.steps * recipe.tokens_per_step)
-        if self.tokens <= 0:
-            raise UserError(f"--tokens {self.tokens:g}: expected a number above 0")
-        return self.tokens
+        return _positive("--tokens", self.tokens)
 
     def _load(self) -> Recipe:
         if self.recipe is None:
@@ -94,7 +93,7 @@ def predict_rows(console: Console, table: Path, out: Path | None) -> None:
     rows = predict_table(table, out)
     fit = sum(row["fits"] == "true" for row in rows)
     console.print(f"{out}: {len(rows)} rows predicted, {fit} fit")
-    measured = [row for row in rows if row.get("tokens_per_s_per_gpu")]
+    measured = [run for run in map(understand, rows) if run.measured is not None]
     if measured:
         found = mape(errors(measured))
         console.print(
@@ -148,6 +147,9 @@ def inverse_questions(
 
     ``request.hardware`` may name several kinds, with commas between them.
     """
+    _positive("--target-days", target_days)
+    if not 0 < mfu_floor <= 1:  # nor NaN
+        raise UserError(f"--mfu-floor {mfu_floor:g}: expected a share above 0, up to 1")
     table = Table(box=None, title=f"{request.budget:.3g} tokens in {target_days:g} days, predicted")
     titles = ("hardware", "devices", "days", "GPU-hours", "MFU")
     for title in (
@@ -176,6 +178,12 @@ def _inverse_row(request: Request, *, target_days: float, mfu_floor: float) -> l
     cells.append(f"{_billions(largest)} on {question.devices}" if largest else "none")
     cells.append(inverse.tensor_pays(question))
     return cells
+
+
+def _positive(option: str, value: float) -> float:
+    if not 0 < value < math.inf:  # nor NaN
+        raise UserError(f"{option} {value:g}: expected a number above 0")
+    return value
 
 
 def _billions(found) -> str:

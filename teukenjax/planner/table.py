@@ -9,6 +9,7 @@ bf16, whatever the row says.
 import csv
 import dataclasses
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     rows = list(csv.DictReader(line for line in lines if line and not line.startswith("#")))
     if not rows:
         raise UserError(f"{path}: has no rows")
+    for number, row in enumerate(rows, start=1):
+        if None in row:  # where DictReader puts them
+            raise UserError(f"{path}: row {number}: {row[None][0]!r:.40} is beyond the last column")
     return rows
 
 
@@ -194,17 +198,21 @@ def _cell(row: dict[str, str], column: str) -> str:
     return row[column]
 
 
-def _number(row: dict[str, str], column: str) -> float:
+def _number(row: dict[str, str], column: str, allowed: str = "a number above 0") -> float:
     try:
-        return float(_cell(row, column))
+        value = float(_cell(row, column))
     except ValueError:
-        raise UserError(f"{column}={row[column]}: expected a number") from None
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise UserError(f"{column}={row[column]}: expected {allowed}")
+    return value
 
 
 def _whole(row: dict[str, str], column: str, default: int | None = None) -> int:
     if default is not None and not row.get(column):
         return default
-    value = _number(row, column)
-    if value < 1 or value != int(value):
-        raise UserError(f"{column}={row[column]}: expected a whole number of at least 1")
+    allowed = "a whole number of at least 1"
+    value = _number(row, column, allowed)
+    if not value.is_integer():
+        raise UserError(f"{column}={row[column]}: expected {allowed}")
     return int(value)

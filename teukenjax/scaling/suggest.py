@@ -48,8 +48,8 @@ def suggest(recipe: Recipe, rules: Rules, *, tokens: float) -> Suggestion:
     """
     if recipe.optimizer.name != "scion":
         raise UserError(f"optimizer.name={recipe.optimizer.name}: the rule is one of Scion's rates")
-    if not tokens > 0:
-        raise UserError(f"--tokens {tokens:g}: must be positive")
+    if not 0 < tokens < np.inf:  # nor NaN
+        raise UserError(f"--tokens {tokens:g}: must be positive and finite")
     log2_tokens = float(np.log2(tokens))
     sequences, log2_batch = recipe.batch.sequences, None
     # A rule's batch is in tokens, whatever the sequences it was counted in.

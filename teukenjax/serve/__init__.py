@@ -1,5 +1,5 @@
 """A small OpenAI-compatible server, for trying a checkpoint with the clients people have."""
 
-from teukenjax.serve.app import make_app, run_server
+from teukenjax.serve.app import listen, make_app, run_server
 
-__all__ = ["make_app", "run_server"]
+__all__ = ["listen", "make_app", "run_server"]

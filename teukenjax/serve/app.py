@@ -7,6 +7,7 @@ come again. There are no keys and no users: it listens on this machine alone unl
 import asyncio
 import contextlib
 import json
+import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -20,7 +21,8 @@ from starlette.requests import Request as Received
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from teukenjax.errors import UserError
+from teukenjax.data.chat.template import system_sentences
+from teukenjax.errors import UserError, nearest
 from teukenjax.infer.chat import chat_ids, without_blank
 from teukenjax.infer.generate import Generator
 from teukenjax.serve.requests import ChatCompletion, Completion, Request, read_request
@@ -164,7 +166,13 @@ def make_app(
       queue: how many requests wait at most.
       language: of chats that name none.
       host: where it will listen; on loopback, requests to another host's name are refused.
+
+    Raises:
+      UserError: for an unknown language.
     """
+    if language not in system_sentences():
+        known = nearest(language, system_sentences())
+        raise UserError(f"language '{language}' is unknown: {known}")
     server = Server(generator, name=name, queue=queue, language=language)
     local = [Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])]
     return Starlette(
@@ -178,9 +186,25 @@ def make_app(
     )
 
 
-def run_server(app: Starlette, *, host: str, port: int) -> None:
-    """Serves until it is interrupted."""
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; early, because reading a model takes minutes.
+
+    Raises:
+      UserError: for an address that is not of this machine, or a port that is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        # create_server adds the address, in other words, to what the system says.
+        reason = error.strerror.partition(" (")[0]
+        raise UserError(f"--host {host} --port {port}: cannot be listened on: {reason}") from None
+
+
+def run_server(app: Starlette, listening: socket.socket) -> None:
+    """Serves on a socket until it is interrupted."""
+    with listening, contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
 
 
 def _health(server: Server) -> Callable:

@@ -5,10 +5,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from teukenjax import processes
 from teukenjax.errors import UserError
+from teukenjax.picture import save_figure
 from teukenjax.run import write_atomically
 from teukenjax.train.events import Events
 from teukenjax.train.norms import norm_scalars
@@ -99,12 +100,8 @@ def _row(line: str, where: str) -> dict:
 
 def plot_loss(rows: list[dict], path: Path) -> None:
     """The loss curve of a run, with gradient norm and learning rate below it, as PNG."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        len(PLOTTED), figsize=(7, 7), sharex=True, height_ratios=(2, 1, 1)
-    )
+    figure = Figure(figsize=(7, 7), dpi=120)
+    axes = figure.subplots(len(PLOTTED), sharex=True, height_ratios=(2, 1, 1))
     for axis, key in zip(axes, PLOTTED, strict=True):
         values = [math.nan if row[key] is None else row[key] for row in rows]
         axis.plot([row["step"] for row in rows], values, linewidth=1)
@@ -113,5 +110,4 @@ def plot_loss(rows: list[dict], path: Path) -> None:
     axes[-1].set_xlabel("step")
     figure.align_ylabels()
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    save_figure(figure, path)

@@ -43,7 +43,7 @@ from teukenjax.data.begun import fingerprint_files, save, working_in
 from teukenjax.data.clean.config import CleanConfig, Local
 from teukenjax.data.clean.dropped import Dropped, gather
 from teukenjax.data.clean.steps import LanguageRules, ReadFile, ReadText, Words, WriteFile
-from teukenjax.data.documents import DEFAULT_FIELDS, Fields, find_files
+from teukenjax.data.documents import DEFAULT_FIELDS, Fields, find_files, refuse_within
 
 Stage = tuple[str, list[Any], int]  # name, steps, tasks
 
@@ -64,10 +64,11 @@ def clean(
       The content of report.json; none when Slurm will do it later.
 
     Raises:
-      UserError: for missing or damaged text, an ``out`` that was begun with other options or is
-        being written, or a disk that is full.
+      UserError: for missing or damaged text, an ``out`` that lies in it, was begun with other
+        options or is being written, or a disk that is full.
     """
     files = find_files(text)
+    refuse_within(out, text)
     options = {
         "config": config.model_dump(mode="json", exclude={"run"}),
         "fields": asdict(fields),
