@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import typer
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from teukenjax.data.prepare import SAMPLE
@@ -28,12 +29,11 @@ CONVERT = Path(__file__).parent / "convert_hf.py"
 SHARD_BYTES = 5_000_000_000
 
 
-def main(model: str, folder: str) -> None:
+def main(model: Path, folder: Path) -> None:
     """Makes the model, imports it, exports it, compares."""
-    work = Path(folder)
-    config = validate(ModelConfig, read_yaml(Path(model)), model)
+    config = validate(ModelConfig, read_yaml(model), str(model))
     begin = time.perf_counter()
-    write_random(config, work / "hf")
+    write_random(config, folder / "hf")
     tensors = list(hf_tensors(config))
     largest = max(int(np.prod(tensor.theirs)) for tensor in tensors) * 2
     print(
@@ -42,9 +42,9 @@ def main(model: str, folder: str) -> None:
     )
     print(f"model written in {time.perf_counter() - begin:.0f} s", flush=True)
     for direction, source, out in (("import", "hf", "run"), ("export", "run", "again")):
-        seconds, peak = measured(direction, work / source, work / out)
+        seconds, peak = measured(direction, folder / source, folder / out)
         print(f"{direction}: {seconds:.0f} s, peak RssAnon {peak / 2**20:.2f} GiB", flush=True)
-    print(f"{same(work / 'hf', work / 'again')} of {len(tensors)} tensors equal, byte by byte")
+    print(f"{same(folder / 'hf', folder / 'again')} of {len(tensors)} tensors equal, byte by byte")
 
 
 def write_random(config: ModelConfig, out: Path) -> None:
@@ -110,4 +110,4 @@ def row_blocks(rows: int) -> list[slice]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    typer.run(main)

@@ -9,11 +9,12 @@ One H100 takes about 10,000 tokens a second of a 7B; the loader should give 20 t
 import os
 import platform
 import statistics
-import sys
 import time
 from contextlib import closing
 from importlib.metadata import version
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
 from teukenjax.data.loader import batches
@@ -26,9 +27,12 @@ REPEATS = 5
 FAR = 1_000_000  # a step
 
 
-def main(path: str, *overrides: str) -> None:
+def main(
+    path: Annotated[str, typer.Argument(metavar="RECIPE")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+) -> None:
     """Reads ``STEPS`` batches, ``REPEATS`` times from different places of the stream."""
-    recipe = load(path, overrides)
+    recipe = load(path, overrides or [])
     store = open_store(recipe, Console())
     tokens = recipe.tokens_per_step
     start = time.perf_counter()
@@ -62,4 +66,4 @@ def main(path: str, *overrides: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    typer.run(main)

@@ -6,17 +6,23 @@
 The same as `teukenjax import` and `teukenjax export`; tools/bench_convert.py measures them.
 """
 
-import sys
 from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
 
 from teukenjax.interop import export_run, import_hf
 
 
-def main(direction: str, source: str, out: str) -> None:
+def main(
+    direction: Literal["import", "export"],
+    source: Annotated[Path, typer.Argument(help="HF_DIR, or RUN.")],
+    out: Path,
+) -> None:
     """Converts one directory; a call that was killed goes on where it stopped."""
     convert = {"import": import_hf, "export": export_run}[direction]
-    convert(Path(source), Path(out), progress=True)
+    convert(source, out, progress=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    typer.run(main)

@@ -6,9 +6,10 @@ It reads a recipe, prepares or opens the token store, shards the state over all 
 steps. No checkpoints, no evaluation: copy it when your loop needs a shape of its own.
 """
 
-import sys
+from typing import Annotated
 
 import jax
+import typer
 from rich.console import Console
 
 from teukenjax.data.loader import batches
@@ -22,9 +23,12 @@ from teukenjax.train.state import Program
 from teukenjax.train.step import make_train_step
 
 
-def main(path: str, *overrides: str) -> None:
+def main(
+    path: Annotated[str, typer.Argument(metavar="RECIPE")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+) -> None:
     """Trains what the recipe at ``path`` describes."""
-    recipe = load(path, overrides)
+    recipe = load(path, overrides or [])
     store = open_store(recipe, Console())
     recipe = resolve(recipe, store.tokenizer())
 
@@ -49,4 +53,4 @@ def main(path: str, *overrides: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    typer.run(main)

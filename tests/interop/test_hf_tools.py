@@ -19,8 +19,8 @@ def names_of(tool: str) -> dict:
 def test_a_random_model_is_converted_and_compared(tmp_path):
     bench, convert = names_of("bench_convert"), names_of("convert_hf")
     bench["write_random"](small_config(tied=True, vocab_size=2100), tmp_path / "hf")
-    convert["main"]("import", str(tmp_path / "hf"), str(tmp_path / "run"))
-    convert["main"]("export", str(tmp_path / "run"), str(tmp_path / "again"))
+    convert["main"]("import", tmp_path / "hf", tmp_path / "run")
+    convert["main"]("export", tmp_path / "run", tmp_path / "again")
     assert bench["same"](tmp_path / "hf", tmp_path / "again") == 20
     with next((tmp_path / "again").glob("*.safetensors")).open("r+b") as file:
         file.seek(-1, 2)
