@@ -45,6 +45,15 @@ def test_truthfulqa_knows_which_answers_are_true():
     assert KINDS["truthfulqa_mc2"](mc2, "en")["labels"] == [1, 0, 1]
 
 
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_right_answer_is_one_of_the_choices(label):
+    hellaswag = {"activity_label": "", "ctx_a": "", "ctx_b": "", "endings": ["x", "y"]}
+    with pytest.raises(ValueError, match=f"the right answer is number {label} of 2"):
+        KINDS["hellaswag"](hellaswag | {"label": str(label)}, "en")
+    with pytest.raises(ValueError, match=f"number {label} of 2"):
+        KINDS["mmlu"]({"question": "Q", "choices": ["x", "y"], "answer": label}, "en")
+
+
 def test_a_missing_file_and_a_broken_row_are_named(tmp_path):
     local_tasks.write(tmp_path, questions=2)
     ask = lambda: Questions(local_tasks.suite(), tmp_path)("arc", "de", "test")  # noqa: E731

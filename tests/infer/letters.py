@@ -7,7 +7,8 @@ class Letters(Tokenizer):
     """One id a letter, and none for what is no letter."""
 
     ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    eod_id = 36  # a plain attribute, where a real tokenizer asks its model
+    eod_id = 36  # plain attributes, where a real tokenizer asks its model
+    end_of_turn_id = 2
     special_ids = frozenset()
 
     def __init__(self, eod_id: int = 36):

@@ -8,7 +8,7 @@ TruthfulQA's six worked examples are left out.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 WORDS = {
@@ -32,8 +32,10 @@ def arc(row: dict[str, Any], language: str) -> Question:
         choices, labels = choices["text"], choices["label"]
     prompt = _asked(row["question"], language)
     return {
-        "prompt": prompt, "choices": list(choices), "gold": list(labels).index(row["answerKey"]),
-    }  # fmt: skip
+        "prompt": prompt,
+        "choices": list(choices),
+        "gold": _one_of(list(labels).index(row["answerKey"]), choices),
+    }
 
 
 def hellaswag(row: dict[str, Any], language: str) -> Question:
@@ -42,7 +44,7 @@ def hellaswag(row: dict[str, Any], language: str) -> Question:
     context = f"{row['ctx_a']} {row['ctx_b'].capitalize()}"
     prompt = _without_marks(f"{row['activity_label']}: {context}")
     endings = [_without_marks(ending) for ending in row["endings"]]
-    return {"prompt": prompt, "choices": endings, "gold": int(row["label"])}
+    return {"prompt": prompt, "choices": endings, "gold": _one_of(int(row["label"]), endings)}
 
 
 def mmlu(row: dict[str, Any], language: str) -> Question:
@@ -51,14 +53,14 @@ def mmlu(row: dict[str, Any], language: str) -> Question:
     lines = (f"{key}. {text}\n" for key, text in zip(letters, row["choices"], strict=True))
     question, answer = WORDS[language]
     prompt = f"{question}: {row['question'].strip()}\n{''.join(lines)}{answer}:"
-    return {"prompt": prompt, "choices": letters, "gold": int(row["answer"])}
+    return {"prompt": prompt, "choices": letters, "gold": _one_of(int(row["answer"]), letters)}
 
 
 def truthfulqa_mc1(row: dict[str, Any], language: str) -> Question:
     """One true answer among false ones."""
     targets = row["mc1_targets"]
-    gold = list(targets["labels"]).index(1)
     choices = list(targets["choices"])
+    gold = _one_of(list(targets["labels"]).index(1), choices)
     return {"prompt": _asked(row["question"], language), "choices": choices, "gold": gold}
 
 
@@ -82,6 +84,13 @@ KINDS: dict[str, Callable[[dict[str, Any], str], Question]] = {
     "truthfulqa_mc2": truthfulqa_mc2,
     "gsm8k": gsm8k,
 }
+
+
+def _one_of(index: int, choices: Sequence[str]) -> int:
+    # The harness would count -1 as the last one, and what is beyond as a wrong answer.
+    if not 0 <= index < len(choices):
+        raise ValueError(f"the right answer is number {index} of {len(choices)}, from 0")
+    return index
 
 
 def _asked(text: str, language: str) -> str:

@@ -14,8 +14,6 @@ from teukenjax.infer.sampling import Choice, Sampling
 from teukenjax.infer.text import TextStream
 from teukenjax.model import Functional
 
-END_OF_TURN = 2  # </s>: a chat answer ends in it; a pre-training document ends in <eod>
-
 
 @dataclass
 class Speed:
@@ -42,7 +40,8 @@ class Generator:
         """Args: as ``Decoder``; the tokenizer."""
         self.model, self.tokenizer = model, tokenizer
         self.decoder = Decoder(model, params)
-        self.stops = (END_OF_TURN, tokenizer.eod_id)
+        # A chat answer ends in </s>, a pre-training document in <eod>.
+        self.stops = (tokenizer.end_of_turn_id, tokenizer.eod_id)
         self.speed = Speed()
         self.met_stop = False  # the last text: it ended before one of its stop strings
 
