@@ -5,7 +5,7 @@ import json
 import pytest
 
 from teukenjax.bench.report import row_of, show
-from teukenjax.bench.results import append
+from teukenjax.bench.results import append, check_can_append
 from teukenjax.bench.step import measure
 from teukenjax.errors import UserError
 
@@ -66,5 +66,10 @@ def test_rows_are_appended_and_a_torn_one_is_closed(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file"):
-        append(tmp_path / "file" / "rows.jsonl", {})
+    for write in (check_can_append, lambda path: append(path, {})):
+        with pytest.raises(UserError, match="file"):
+            write(tmp_path / "file" / "rows.jsonl")
+    path = tmp_path / "rows.jsonl"
+    append(path, {"a": 1})
+    check_can_append(path)
+    assert path.read_text() == '{"a": 1}\n'

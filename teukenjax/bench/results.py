@@ -8,6 +8,13 @@ from typing import Any
 from teukenjax.errors import disk_errors
 
 
+def check_can_append(path: Path) -> None:
+    """A UserError when no row could be added, before minutes are spent on one."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+
+
 def append(path: Path, row: dict[str, Any]) -> None:
     """Adds a row in one write, so that two runs that end together do not mix.
 

@@ -61,7 +61,7 @@ def step(
 ) -> None:
     """Time and profile RECIPE's train step: speed, MFU, memory, and where the time goes."""
     from teukenjax.bench.report import row_of, show
-    from teukenjax.bench.results import append
+    from teukenjax.bench.results import append, check_can_append
     from teukenjax.bench.step import measure
     from teukenjax.flags import launch
     from teukenjax.recipe import load
@@ -69,6 +69,7 @@ def step(
     cut = [] if layers is None else [f"model.layers={layers}"]
     resolved = load(recipe, [*(overrides or []), *cut])
     launch(resolved.compute)
+    check_can_append(results)
     program, measured = measure(resolved, console(), repeats=repeats, fake_data=fake_data)
     row = row_of(recipe, program, measured, fake_data=fake_data)
     show(console(), row)
