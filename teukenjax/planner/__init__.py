@@ -3,7 +3,7 @@
 shape, remat, optimizer   what a model and a recipe demand
 software, profile         what share of the hardware a program reaches; what one machine measured
 plans, fabric             many plans as columns; how groups of devices lie on nodes
-memory, step_time         bytes and seconds of each plan
+memory, gradients, step_time   bytes and seconds of each plan
 predict, bounds           both together, what binds; closed-form limits beside them
 search, inverse           the best plan; the questions asked backwards
 compiled, program, oracle the same step by the real compiler, its text read, side by side

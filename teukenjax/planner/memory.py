@@ -6,10 +6,11 @@ gradients, transposed weights and copies:
 
     embed      kept activations, and the states of all tokens of the group, where tokens travel
     loss       kept activations, the last states, logits, the table's gradient, zeros
-    backward   kept activations, one layer's working set, its weights and its gradient, a device's
-               own sum where devices have to add theirs, the output table's gradient that waits
-               for the embedding's, zeros for that
-    reduce     a device's own sum, a tied table's gradient, the states of all tokens again
+    backward   kept activations, one layer's working set, its weights and its gradient, those of a
+               single micro-batch, a device's own sum where devices have to add theirs, the output
+               table's that waits for the embedding's, zeros for that
+    reduce     a single micro-batch's gradients or a device's own sum, a tied table's gradient, the
+               states of all tokens again
     update     updates while they are gathered
 
 Source: derived; what the phases hold was read from compiled programs, and is compared with them in
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from teukenjax.planner import gradients
 from teukenjax.planner.fabric import GIGA
 from teukenjax.planner.plans import NAMES, Plans
 from teukenjax.planner.step_time import Setting
@@ -120,14 +122,15 @@ def memory(plans: Plans, setting: Setting, *, head_chunk: int) -> Memory:
     shape, constants = setting.shape, setting.software
     phi, E, remats = shape.parameters, plans.tokens, plans.remats(shape)
     logits, table = _loss(plans, setting, head_chunk)
+    own = gradients.own(plans, setting)
     return Memory(
         parameters=4.0 * phi / plans.shards("parameters"),
         moments=setting.optimizer.state_bytes * phi / plans.shards("optimizer"),
         reserve=np.full(len(plans), constants.reserve_gb * GIGA),
-        gradients=_sum(plans, setting),
-        made=_made(plans, setting),
-        own=np.where(_single(plans, setting), 0.0, _own(plans, setting)),
-        combined=_own(plans, setting),
+        gradients=gradients.summed(plans, setting),
+        made=gradients.made(plans, setting),
+        own=np.where(gradients.single(plans, setting), 0.0, own),
+        combined=own,
         transposed=_transposed(plans, setting),
         copies=np.where(plans.once, 2.0 * shape.layer_weights / plans.tensor, 0.0),
         kept=E * shape.layers * (remats.whole + (remats.kept - remats.whole) / plans.tensor),
@@ -137,9 +140,9 @@ def memory(plans: Plans, setting: Setting, *, head_chunk: int) -> Memory:
         table=table,
         layer=_layer(plans, setting),
         gathered=_gathered(plans, setting),
-        waiting=_waiting(plans, setting),
-        zeros=_zeros(plans, setting),
-        second=_second(plans, setting),
+        waiting=gradients.waiting(plans, setting),
+        zeros=gradients.zeros(plans, setting),
+        second=gradients.second(plans, setting),
         updates=_updates(plans, setting),
     )
 
@@ -204,52 +207,6 @@ def _gathered(plans: Plans, setting: Setting) -> np.ndarray:
     return np.where(split, 4.0 * unit + tables, 2.0 * unit) + reduced
 
 
-def _own(plans: Plans, setting: Setting) -> np.ndarray:
-    """4·φ_layers in pieces, where gradients are summed over devices that hold the same piece.
-
-    ddp adds over all, hsdp over replicas, when the micro-batches are done; each micro-batch has a
-    sum of its own that is added to theirs. Others reduce each layer's gradient where it is made.
-    Source: read from compiled programs; other software adds in place.
-    """
-    pieces = plans.shards("gradients")
-    alike = setting.software.table_stays & (plans.devices > pieces)
-    twice = np.where(_adds_to_momentum(plans, setting), 2.0, 1.0)
-    return np.where(alike, twice * 4.0 * setting.shape.layer_weights / pieces, 0.0)
-
-
-def _sum(plans: Plans, setting: Setting) -> np.ndarray:
-    """4·φ in pieces, to which micro-batches are added.
-
-    Light Scion's is its momentum, which is counted there. Source: read from compiled programs.
-    """
-    held = 4.0 * setting.shape.parameters / plans.shards("gradients")
-    light = plans.light & ~_adds_to_momentum(plans, setting)
-    return np.where(light | _single(plans, setting), 0.0, held)
-
-
-def _adds_to_momentum(plans: Plans, setting: Setting) -> np.ndarray:
-    """Whether devices add their own sums to light Scion's momentum.
-
-    The compiler then has the sum beside the momentum, and theirs before and after they are added;
-    of a single micro-batch only where the sum is whole. Source: read from compiled programs.
-    """
-    pieces = plans.shards("gradients")
-    alike = setting.software.table_stays & (plans.devices > pieces)
-    return plans.light & alike & ((plans.accumulation > 1) | (pieces == plans.tensor))
-
-
-def _single(plans: Plans, setting: Setting) -> np.ndarray:
-    """Whether a step of ours is one micro-batch, whose gradients are added to nothing."""
-    return setting.software.table_stays & (plans.accumulation == 1) & ~plans.light
-
-
-def _made(plans: Plans, setting: Setting) -> np.ndarray:
-    """4·φ_layers in pieces, and the table's where it does not wait, of a single micro-batch."""
-    waits = _waiting(plans, setting) > 0
-    phi = setting.shape.layer_weights + np.where(waits, 0.0, setting.shape.table_weights)
-    return _single(plans, setting) * 4.0 * phi / plans.shards("gradients")
-
-
 def _transposed(plans: Plans, setting: Setting) -> np.ndarray:
     """4·L·D·(F + H·N) in pieces: the MLP's and attention's last matrices end in the split axis.
 
@@ -260,51 +217,6 @@ def _transposed(plans: Plans, setting: Setting) -> np.ndarray:
     held = 4.0 * shape.layers * shape.width * (shape.ffn + shape.heads * shape.head_dim) / pieces
     turned = setting.software.table_stays & (pieces > plans.tensor) & ~plans.once
     return np.where(turned, held, 0.0)
-
-
-def _waiting(plans: Plans, setting: Setting) -> np.ndarray:
-    """4·V·D of the head on several devices, split as its table is.
-
-    A tied table's waits for the embedding's, but not where the sum is whole on several devices:
-    there it is added when it is made. Where replicas split the table the compiler does one or the
-    other (BUILD_NOTES.md); it counts. A table of its own waits where several devices hold the same
-    rows. Source: read from compiled programs.
-    """
-    table, sums = plans.shards("parameters"), plans.shards("gradients")
-    added = (sums == plans.tensor) & (plans.devices > sums)
-    waits = np.where(setting.shape.tied, ~added, plans.devices > table)
-    return _several(plans, setting) * waits * _table(setting) / table
-
-
-def _zeros(plans: Plans, setting: Setting) -> np.ndarray:
-    """4·V·D of an embedding that is whole and not tied, where sums are split.
-
-    The compiler makes them with those at which the head's sum starts, and keeps them. Source: read
-    from compiled programs.
-    """
-    table = plans.shards("parameters")
-    early = (table == plans.tensor) & (plans.shards("gradients") > table)
-    return _several(plans, setting) * (not setting.shape.tied) * early * _table(setting) / table
-
-
-def _second(plans: Plans, setting: Setting) -> np.ndarray:
-    """4·V·D of a tied table's embedding where its head's waits, split as gradients are.
-
-    Of a single micro-batch its head's too, which is in no sum yet.
-    """
-    waits = setting.shape.tied * (_waiting(plans, setting) > 0)
-    tables = np.where(_single(plans, setting), 2.0, 1.0)
-    return waits * tables * _table(setting) / plans.shards("gradients")
-
-
-def _several(plans: Plans, setting: Setting) -> np.ndarray:
-    """Whether our software runs on more than one device."""
-    return setting.software.table_stays & (plans.devices > 1)
-
-
-def _table(setting: Setting) -> float:
-    """Bytes of one table in fp32."""
-    return 4.0 * setting.shape.vocab * setting.shape.width
 
 
 def _updates(plans: Plans, setting: Setting) -> np.ndarray:
