@@ -154,6 +154,26 @@ class Layout:
         placement = NamedSharding(self.mesh, self.each_spec)
         return jax.lax.with_sharding_constraint(copies, placement)
 
+    # Three for use inside of a shard_map over tables as `each_spec` places them.
+
+    def first_row(self, table: jax.Array) -> jax.Array | int:
+        """The vocabulary index of the first row of this device's part of a table, [V/n, D]."""
+        return jax.lax.axis_index(self.vocab_axes) * table.shape[0] if self.vocab_axes else 0
+
+    def of_group(self, x: jax.Array) -> jax.Array:
+        """[B, …] of this device's tokens → of all tokens of the devices that share a table."""
+        axes = self.travel_axes
+        return jax.lax.all_gather(x, axes, tiled=True) if axes else x
+
+    def to_owners(self, partial: jax.Array) -> jax.Array:
+        """Sums [n·B, …] of a group's tokens over a table's parts; each device gets its [B, …]."""
+        if self.travel_axes:  # first, so that fewer tokens are summed over the rest
+            partial = jax.lax.psum_scatter(
+                partial, self.travel_axes, scatter_dimension=0, tiled=True
+            )
+        rest = tuple(axis for axis in self.vocab_axes if axis not in self.travel_axes)
+        return jax.lax.psum(partial, rest) if rest else partial
+
     def reduce(self, gradient: jax.Array, axes: tuple[str, ...]) -> jax.Array:
         """A weight's gradient, summed over the batch straight into its placement."""
         owned = self.sharding(axes, self.row.gradients)

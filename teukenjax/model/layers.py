@@ -74,22 +74,16 @@ def embed(
     Each device looks up what it owns for all tokens of its group, and the sum over the group goes
     back to the tokens' owners; the table itself never moves.
     """
-    vocab_axes, gather_axes = layout.vocab_axes, layout.travel_axes
-    rest = tuple(axis for axis in vocab_axes if axis not in gather_axes)
 
     def lookup(table_1VD, tokens_BS):
         table_VD = table_1VD[0]
-        if not vocab_axes:
+        if not layout.vocab_axes:
             return table_VD[tokens_BS].astype(dtype)
-        if gather_axes:
-            tokens_BS = lax.all_gather(tokens_BS, gather_axes, tiled=True)
-        rows = tokens_BS - lax.axis_index(vocab_axes) * table_VD.shape[0]
+        rows = layout.of_group(tokens_BS) - layout.first_row(table_VD)
         own = (rows >= 0) & (rows < table_VD.shape[0])
         # One owner a token: the sum has one term that is not zero, exact in any dtype.
         found = jnp.where(own[..., None], table_VD[jnp.where(own, rows, 0)], 0.0).astype(dtype)
-        if gather_axes:  # first, so that fewer tokens are summed over the rest
-            found = lax.psum_scatter(found, gather_axes, scatter_dimension=0, tiled=True)
-        return lax.psum(found, rest) if rest else found
+        return layout.to_owners(found)
 
     return jax.shard_map(
         lookup,

@@ -142,10 +142,10 @@ def _local(head: Head, hidden_BSD, table_1VD, labels_BS, weights_BS, *, gradient
 def _chunk(head: Head, table_VD, sums, inputs, *, gradients: bool):
     """Loss, and gradients when asked for, of one chunk of C tokens (after the gather)."""
     layout, (total, d_table) = head.layout, sums
-    hidden_CD, labels_C, weights_C = (_gather(layout, x) for x in inputs)
-    labels_C = labels_C - _first_row(layout, table_VD)  # in this device's rows
+    hidden_CD, labels_C, weights_C = (layout.of_group(x) for x in inputs)
+    labels_C = labels_C - layout.first_row(table_VD)  # in this device's rows
     own_C = (labels_C >= 0) & (labels_C < len(table_VD))
-    valid = jnp.asarray(head.vocab_size - _first_row(layout, table_VD), jnp.int32)
+    valid = jnp.asarray(head.vocab_size - layout.first_row(table_VD), jnp.int32)
     softmax = FORMS[head.implementation].of(hidden_CD, table_VD, valid, keep=gradients)
 
     top_C = _across(lax.pmax, softmax.top, layout.vocab_axes)
@@ -165,7 +165,7 @@ def _chunk(head: Head, table_VD, sums, inputs, *, gradients: bool):
     d_logits_CV = jnp.where(is_label_CV, at_label_C[:, None], d_logits_CV).astype(head.dtype)
     d_table += _product("cv,cd->vd", d_logits_CV, hidden_CD)
     d_hidden_CD = _product("cv,vd->cd", d_logits_CV, table_VD)
-    return (total, d_table), (losses, _scatter(layout, d_hidden_CD).astype(head.dtype))
+    return (total, d_table), (losses, layout.to_owners(d_hidden_CD).astype(head.dtype))
 
 
 def _product(equation: str, x: Array, y: Array) -> Array:
@@ -176,29 +176,9 @@ def _across(reduce, x: Array, axes: tuple[str, ...]) -> Array:
     return reduce(x, axes) if axes else x
 
 
-def _gather(layout: Layout, x: Array) -> Array:
-    """A chunk of this device's tokens → of all tokens of its group."""
-    return lax.all_gather(x, layout.travel_axes, tiled=True) if layout.travel_axes else x
-
-
-def _scatter(layout: Layout, partial_CD: Array) -> Array:
-    """Sums over the vocabulary's shards; each device gets its own tokens back."""
-    if layout.travel_axes:  # first, so that fewer tokens are summed over the rest
-        partial_CD = lax.psum_scatter(
-            partial_CD, layout.travel_axes, scatter_dimension=0, tiled=True
-        )
-    rest = tuple(axis for axis in layout.vocab_axes if axis not in layout.travel_axes)
-    return _across(lax.psum, partial_CD, rest)
-
-
 def _own(layout: Layout, x_C: Array) -> Array:
     """This device's tokens out of a gathered chunk."""
     if not layout.travel_axes:
         return x_C
     size = x_C.shape[0] // math.prod(layout.mesh.shape[axis] for axis in layout.travel_axes)
     return lax.dynamic_slice_in_dim(x_C, lax.axis_index(layout.travel_axes) * size, size)
-
-
-def _first_row(layout: Layout, table_VD: Array) -> Array | int:
-    """The vocabulary index of this device's first row."""
-    return lax.axis_index(layout.vocab_axes) * table_VD.shape[0] if layout.vocab_axes else 0
