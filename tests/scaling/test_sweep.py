@@ -149,6 +149,20 @@ def test_a_claimed_group_is_left_to_its_process(make_sweep, tmp_path, console):
     assert not (tmp_path / "rows").exists()
 
 
+def test_one_process_at_a_time_merges_the_rows(make_sweep, tmp_path, console, monkeypatch):
+    groups = load_sweep(make_sweep(tokens="[9]"))
+    merge, merged = results.merge, []
+
+    def watched(paths, out):
+        with claimed(tmp_path / "claims" / "results.parquet") as mine:
+            merged.append(mine)
+        merge(paths, out)
+
+    monkeypatch.setattr(results, "merge", watched)
+    work(groups, tmp_path, console)
+    assert merged == [False]  # nobody else could have
+
+
 def test_jobs_of_a_cluster_share_a_sweep(make_sweep, tmp_path, console):
     path = make_sweep(models="{a: {}, b: {model.width: 24}}", tokens="[9]")
     request = Request(path, (), (), tmp_path / "out")

@@ -4,6 +4,7 @@
     OUT/traces/GROUP.parquet    loss and norms of its runs at steps that are half an octave apart
     OUT/unfinished/GROUP/       its checkpoint while it is being trained
     OUT/claims/GROUP            locked by the process that trains it
+    OUT/results.parquet         all rows, and results-traces.parquet all traces, when all is done
 
 Groups of any number of sweeps may lie in one OUT, and results of several OUTs are read together.
 """

@@ -47,9 +47,11 @@ def work(groups: Sequence[Group], out: Path, console: Console) -> None:
         missing = [group for group in groups if not rows_of(group, out).is_file()]
         if missing:
             console.print(f"{len(missing)} groups are being trained by other processes")
-        else:
-            results.merge([out], out / "results.parquet")
-            console.print(f"{out / 'results.parquet'}: all rows", highlight=False)
+            return
+        merged = out / "results.parquet"
+        with claimed(out / "claims" / merged.name, wait=True):  # processes may end at one time
+            results.merge([out], merged)
+        console.print(f"{merged}: all rows", highlight=False)
 
 
 def resolved(group: Group, store: TokenStore) -> Group:
@@ -77,12 +79,12 @@ def _take(group: Group, store: TokenStore, out: Path, progress: "Progress") -> b
 
 
 @contextlib.contextmanager
-def claimed(path: Path) -> Iterator[bool]:
-    """Holds a claim while the block runs; gives False if another process holds it."""
+def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Holds a claim while the block runs; one of another process gives False, or is waited for."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return
