@@ -55,31 +55,34 @@ def make_case(seed: int, *, scale: float = 1.0) -> Case:
     return Case(hidden, table, rng.integers(V, size=(B, S), dtype=np.int32), weights)
 
 
-def oracle(case: Case) -> Result:
+def oracle(case: Case, z_loss: float = 0.0) -> Result:
     """The definition and its derivative, in float64."""
     hidden, table, labels, weights = case
     hidden, table = hidden.astype(np.float64), table[:V].astype(np.float64)
     logits = hidden @ table.T
     top = logits.max(-1, keepdims=True)
-    log_p = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+    log_sum = top + np.log(np.exp(logits - top).sum(-1, keepdims=True))
+    log_p = logits - log_sum
     losses = -np.take_along_axis(log_p, labels[..., None], -1)[..., 0]
-    d_logits = (np.exp(log_p) - np.eye(V)[labels]) * weights[..., None]
+    total = ((losses + z_loss * log_sum[..., 0] ** 2) * weights).sum()
+    d_log_sum = 1 + 2 * z_loss * log_sum
+    d_logits = (d_log_sum * np.exp(log_p) - np.eye(V)[labels]) * weights[..., None]
     d_table = np.zeros((ROWS, D))
     d_table[:V] = np.einsum("bsv,bsd->vd", d_logits, hidden)
-    return Result((losses * weights).sum(), losses, d_logits @ table, d_table)
+    return Result(total, losses, d_logits @ table, d_table)
 
 
 def layout_of(strategy: str) -> Layout:
     return make_layout(ShardingConfig(strategy=strategy, **MESHES[strategy]))
 
 
-def program(layout: Layout, *, chunk: int, vocab_size: int = V, scale: float = 1.0):
+def program(layout: Layout, *, chunk: int, vocab_size: int = V, scale: float = 1.0, z_loss=0.0):
     """(hidden, table, labels, weights) → ((total, losses), (d_hidden, d_table))."""
 
     def loss(hidden, table, labels, weights):
         total, losses = linear_cross_entropy(
             hidden, layout.each(table), labels, weights,
-            vocab_size=vocab_size, chunk=chunk, layout=layout,
+            vocab_size=vocab_size, chunk=chunk, layout=layout, z_loss=z_loss,
         )  # fmt: skip
         return scale * total, losses
 
@@ -104,12 +107,14 @@ def assert_close(result: Result, expected: Result, **tolerance):
         np.testing.assert_allclose(x, y, err_msg=name, **(tolerance or FP32))
 
 
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
 @pytest.mark.parametrize("strategy", MESHES)
-def test_loss_and_gradients_are_the_oracles_on_every_mesh(strategy):
+def test_loss_and_gradients_are_the_oracles_on_every_mesh(strategy, z_loss):
     case = make_case(1)
     assert (case.weights == 0).any()
     assert len(np.unique(case.weights)) > 10
-    assert_close(run(layout_of(strategy), case, chunk=3), oracle(case))
+    result = run(layout_of(strategy), case, chunk=3, z_loss=z_loss)
+    assert_close(result, oracle(case, z_loss))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 64])
@@ -119,15 +124,17 @@ def test_chunk_does_not_change_the_result(chunk):
     assert_close(run(layout_of("fsdp"), case, chunk=chunk), oracle(case))
 
 
-def test_reference_is_the_oracle():
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+def test_reference_is_the_oracle(z_loss):
     case = make_case(3)
     hidden, table, labels, weights = map(jnp.asarray, case)
 
     def loss(hidden, table):
-        return reference_cross_entropy(hidden, table, labels, weights, vocab_size=V)
+        how = {"vocab_size": V, "z_loss": z_loss}
+        return reference_cross_entropy(hidden, table, labels, weights, **how)
 
     (total, losses), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, table)
-    assert_close(Result(total, losses, *gradients), oracle(case))
+    assert_close(Result(total, losses, *gradients), oracle(case, z_loss))
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

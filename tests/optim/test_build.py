@@ -89,6 +89,9 @@ def test_scion_from_the_default_section():
     assert_same(run(built), run(scion(rate, SPECS)))
 
 
+HANDED_ON = {"name", "learning_rate", "clip_norm", "norm_target"}  # to others than scion()
+
+
 def test_scion_hands_on_every_key():
     config = ScionConfig(
         name="scion",
@@ -102,13 +105,29 @@ def test_scion_hands_on_every_key():
         epsilon=1e-3,
         coefficients="you",
         iterations=3,
+        method="gram",
     )
-    options = config.model_dump(exclude={"name", "learning_rate", "clip_norm", "norm_target"})
+    options = config.model_dump(exclude=HANDED_ON)
+    default = ScionConfig(name="scion").model_dump(exclude={*HANDED_ON, "light"})
+    assert not [key for key, value in default.items() if options[key] == value]
     options.update(radius={"hidden": 5.0}, multiplier={"output": 0.25})
     assert_same(
         run(build_optimizer(config, rate, SPECS), steps=2),
         run(scion(rate, SPECS, **options), steps=2),
     )
+
+
+def test_light_scion_is_handed_on_with_the_gap_of_the_full_one():
+    """With β = 1/2 and a first gradient g, the one buffer holds g/2 and the other g."""
+    gaps = []
+    for light in (False, True):
+        config = ScionConfig(name="scion", momentum=0.5, light=light, epsilon=1e-20)
+        optimizer = build_optimizer(config, rate, SPECS, TelemetryConfig(every=1))
+        params = tree(0)
+        _, state = jax.jit(optimizer.update)(tree(1), optimizer.init(params), params)
+        gaps.append(read_norms(state, SPECS)["gap"])
+    for name in SHAPES:
+        np.testing.assert_allclose(gaps[0][name], gaps[1][name], rtol=1e-4)
 
 
 def test_scion_clips_before_the_average():

@@ -8,6 +8,7 @@ import pytest
 
 from teukenjax.errors import UserError
 from teukenjax.optim import LeafSpec, scion, track_norms
+from teukenjax.optim.guard import guard
 from teukenjax.optim.lmo import RowNorm
 from teukenjax.optim.steer import applied_factor, steer_to_norm
 
@@ -20,24 +21,27 @@ def norm(params):
     return float(RowNorm().norm(params["head"].T).max())
 
 
-def end(rate: float, target: float | None, *, decay: bool = False):
-    """Norm and factor after a run of half drift, half noise."""
+def end(rate: float, target: float | None, *, decay: bool = False, skipped: int = 0):
+    """Norm and factor after a run of half drift, half noise, whose guard skips some steps."""
     schedule = optax.linear_schedule(rate, 0.0 if decay else rate, STEPS)
     optimizer = scion(schedule, SPECS, preset="untied", constrained=False, momentum=0.0)
     if target is not None:
         how = {"target": target, "learning_rate": schedule, "steps": STEPS}
         optimizer = steer_to_norm(optimizer, SPECS, **how)
+    optimizer = guard(optimizer)
+    losses = jnp.ones(STEPS).at[STEPS // 4 : STEPS // 4 + skipped].set(jnp.nan)
 
     @jax.jit
     def run(params):
-        def step(carry, key):
+        def step(carry, given):
             params, state = carry
+            key, loss = given
             gradient = {"head": jax.random.normal(key, (4, 8)) - 0.3}
-            updates, state = optimizer.update(gradient, state, params)
+            updates, state = optimizer.update(gradient, state, params, value=loss)
             return (optax.apply_updates(params, updates), state), None
 
-        carry = (params, optimizer.init(params))
-        return jax.lax.scan(step, carry, jax.random.split(jax.random.key(0), STEPS))[0]
+        carry, keys = (params, optimizer.init(params)), jax.random.split(jax.random.key(0), STEPS)
+        return jax.lax.scan(step, carry, (keys, losses))[0]
 
     params, state = run(PARAMS)
     return norm(params), float(applied_factor(state))
@@ -50,6 +54,11 @@ def test_the_norm_arrives_from_any_rate(decay):
         steered, _ = end(rate, 20.0, decay=decay)
         assert abs(free / 20 - 1) > 0.3
         assert steered == pytest.approx(20.0, rel=0.05)  # noise of the last look's interval
+
+
+def test_the_norm_arrives_though_steps_were_skipped():
+    steered, _ = end(2.0**-3, 20.0, skipped=STEPS // 4)
+    assert steered == pytest.approx(20.0, rel=0.05)
 
 
 def test_a_rate_that_was_right_is_left_about_where_it_was():

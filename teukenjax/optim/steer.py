@@ -3,11 +3,11 @@
 "Optimal Scaling Needs Optimal Norm" (arXiv 2510.03871) finds one output norm at the best runs of
 every size and horizon, and a learning rate for each of them. Here the norm is what is asked for and
 the rate is what follows. Unconstrained Scion without decay lets ‖W‖ only grow, and at a constant
-rate about as a random walk does: ‖W‖² in a straight line. So with w = ‖W_out‖ and τ the sum of the
-schedule's rates so far, every few steps
+rate about as a random walk does: ‖W‖² in a straight line. So with w = ‖W_out‖ and τ the time that
+passes with each step by the schedule's rate there, every few steps
 
     needed = (T² − w²)/(τ_end − τ)     growth of w² per τ that ends at T
-    found  = (w² − w₋²)/(τ − τ₋)        growth since the last look
+    found  = (w² − w₋²)/(τ − τ₋)        growth since the last look, of steps that were taken
     factor ← factor · √(needed/found)   at most a factor of √2 at a time
 
 and all updates are multiplied by the factor. The schedule keeps its shape: a warm-up and a decay
@@ -27,6 +27,7 @@ from teukenjax.optim.lmo import RowNorm
 
 LOOKS = 64  # in a run
 LARGEST = 2**0.5  # change of the factor at one look
+TINY = jnp.finfo(jnp.float32).tiny
 
 
 class SteerState(NamedTuple):
@@ -35,9 +36,8 @@ class SteerState(NamedTuple):
     inner: optax.OptState
     done: Int[Array, ""]  # updates so far
     factor: Float[Array, ""]  # of the next update
-    spent: Float[Array, ""]  # τ
-    square: Float[Array, ""]  # w² and
-    spent_then: Float[Array, ""]  # τ at the last look
+    square: Float[Array, ""]  # w² at the last look, w₋²
+    since: Float[Array, ""]  # τ − τ₋; a guard that skips a step puts it back
 
 
 def steer_to_norm(
@@ -62,13 +62,16 @@ def steer_to_norm(
       ValueError: at update, without params.
     """
     if not any(spec.role == "output" for spec in jax.tree.leaves(specs)):
-        raise UserError(f"norm_target={target:g}: no weight has the role output")
+        raise UserError(f"optimizer.norm_target={target:g}: no weight has the role output")
     every = max(steps // LOOKS, 1)
 
     def init(params):
-        zero, square = jnp.zeros(()), _square(specs, params)
         return SteerState(
-            optimizer.init(params), jnp.zeros((), jnp.int32), jnp.ones(()), zero, square, zero
+            inner=optimizer.init(params),
+            done=jnp.zeros((), jnp.int32),
+            factor=jnp.ones(()),
+            square=_square(specs, params),
+            since=jnp.zeros(()),
         )
 
     def update(gradients, state, params=None):
@@ -79,19 +82,19 @@ def steer_to_norm(
         look = (state.done > 0) & (state.done % every == 0)
         state = jax.lax.cond(look, lambda s: _look(s, _square(specs, params)), lambda s: s, state)
         updates = jax.tree.map(lambda u: u * state.factor.astype(u.dtype), updates)
-        spent = state.spent + learning_rate(state.done)
-        return updates, state._replace(done=state.done + 1, spent=spent)
+        since = state.since + learning_rate(state.done)
+        return updates, state._replace(done=state.done + 1, since=since)
 
     def _look(state: SteerState, square) -> SteerState:
-        end = jnp.sum(jax.vmap(learning_rate)(jnp.arange(steps)))
-        left = jnp.maximum(end - state.spent, jnp.finfo(jnp.float32).tiny)
-        since = jnp.maximum(state.spent - state.spent_then, jnp.finfo(jnp.float32).tiny)
-        needed = jnp.maximum(target**2 - square, 0.0) / left
-        found = jnp.maximum(square - state.square, 0.0) / since
+        # Not the whole less what is spent: a sum of a million rates, one by one, is 1 % off.
+        numbers = jnp.arange(steps)
+        rates = jnp.where(numbers >= state.done, jax.vmap(learning_rate)(numbers), 0.0)
+        needed = jnp.maximum(target**2 - square, 0.0) / jnp.maximum(jnp.sum(rates), TINY)
+        found = jnp.maximum(square - state.square, 0.0) / jnp.maximum(state.since, TINY)
         # Nothing found: the largest change, unless nothing is needed either.
-        ratio = jnp.sqrt(needed / jnp.maximum(found, jnp.finfo(jnp.float32).tiny))
+        ratio = jnp.sqrt(needed / jnp.maximum(found, TINY))
         factor = state.factor * jnp.clip(ratio, 1 / LARGEST, LARGEST)
-        return state._replace(factor=factor, square=square, spent_then=state.spent)
+        return state._replace(factor=factor, square=square, since=jnp.zeros(()))
 
     return optax.GradientTransformation(init, update)
 

@@ -12,9 +12,13 @@ def reference_cross_entropy(
     weights: Float[Array, "B S"],
     *,
     vocab_size: int,
+    z_loss: float = 0.0,
 ) -> tuple[Float[Array, ""], Float[Array, "B S"]]:
-    """Σ weight · −log softmax(hidden tableᵀ)[label] over the first ``vocab_size`` rows, in fp32."""
-    logits = jnp.einsum("bsd,vd->bsv", hidden, table[:vocab_size])
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    losses = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
-    return jnp.sum(losses * weights), losses
+    """Σ weight · (loss + z_loss · log²Σ exp logits), and loss = −log softmax(logits)[label].
+
+    Logits are hidden tableᵀ over the first ``vocab_size`` rows, in fp32.
+    """
+    logits = jnp.einsum("bsd,vd->bsv", hidden, table[:vocab_size]).astype(jnp.float32)
+    log_sum = jax.nn.logsumexp(logits, axis=-1)
+    losses = log_sum - jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return jnp.sum(weights * (losses + z_loss * jnp.square(log_sum))), losses

@@ -10,6 +10,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from teukenjax.kernels.hopper import PART
+from teukenjax.precision import precision_of
+
 
 class Logits(NamedTuple):
     """Logits in fp32; −∞ where the table has padding."""
@@ -20,7 +23,8 @@ class Logits(NamedTuple):
     def of(cls, hidden: Float[Array, "C D"], table: Float[Array, "V D"], valid, *, keep: bool):
         """The product, of which rows from ``valid`` on are padding."""
         del keep  # what nobody reads, XLA does not keep
-        logits = jnp.einsum("cd,vd->cv", hidden, table, preferred_element_type=jnp.float32)
+        how = {"precision": precision_of(hidden.dtype), "preferred_element_type": jnp.float32}
+        logits = jnp.einsum("cd,vd->cv", hidden, table, **how)
         return cls(jnp.where((jnp.arange(len(table)) < valid)[None], logits, -jnp.inf))
 
     @property
@@ -65,8 +69,7 @@ class Exponentials(NamedTuple):
     def scaled(self, log_sum: Float[Array, " C"], scale: Float[Array, " C"]):
         """scale · softmax, in fp32, before it is rounded again."""
         by_part = scale[:, None] * jnp.exp(self.tops.T - log_sum[:, None])
-        width = -(-self.powers.shape[1] // len(self.tops))
-        by_column = jnp.repeat(by_part, width, axis=1)[:, : self.powers.shape[1]]
+        by_column = jnp.repeat(by_part, PART, axis=1)[:, : self.powers.shape[1]]
         return by_column * self.powers.astype(jnp.float32)
 
 
