@@ -23,6 +23,7 @@ from teukenjax.infer.sampling import Choice, Sampling, sample
 from teukenjax.kernels.rms_norm.reference import reference_rms_norm
 from teukenjax.model import Functional
 from teukenjax.model.layers import embed, rope_angles
+from teukenjax.precision import precision_of
 from teukenjax.sharding import BATCH_AXES
 
 PIECE = 256
@@ -201,5 +202,6 @@ def advance(
 def head(model: Functional, params: dict, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
     """Scores in fp32. Padding rows are cut from the scores: cutting the table would copy it."""
     table = params["embed" if model.config.tied else "head"]["table"]
-    scores = jnp.einsum("bd,vd->bv", hidden, table, preferred_element_type=jnp.float32)
+    how = {"precision": precision_of(hidden.dtype), "preferred_element_type": jnp.float32}
+    scores = jnp.einsum("bd,vd->bv", hidden, table, **how)
     return scores[:, : model.config.vocab_size]

@@ -5,8 +5,8 @@
 
 A weight of the model is base + (α/r)·down·up. The step trains ``adapters`` alone: gradients and
 moments are of their size. The sum is formed before the forward pass, so there is one more copy of
-the weights that have adapters, and their gradient, for the length of a step; nothing else of the
-program knows of it, and what a run leaves is merged when it is loaded.
+the weights that have adapters, and their gradient, for the length of a micro-batch; nothing else of
+the program knows of it, and what a run leaves is merged when it is loaded.
 """
 
 import math
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Integer
 
 from teukenjax.model.teuken import Functional, Teuken
+from teukenjax.precision import precision_of
 from teukenjax.recipe import LoraConfig
 from teukenjax.sharding import WeightSpec
 
@@ -70,7 +71,8 @@ class Adapted:
         for name, adapter in params["adapters"].items():
             group, _ = self._paths[name]
             equation = _equation(self.specs["base"]["layers"][group][name])
-            added = jnp.einsum(equation, adapter["down"], adapter["up"])
+            down, up = adapter["down"], adapter["up"]
+            added = jnp.einsum(equation, down, up, precision=precision_of(down.dtype))
             layers[group][name] = layers[group][name] + self.lora.alpha / self.lora.rank * added
         return params["base"] | {"layers": layers}
 

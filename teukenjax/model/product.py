@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from teukenjax.precision import precision_of
 from teukenjax.sharding import Layout
 
 
@@ -46,7 +47,8 @@ def product(
       layout: mesh and strategy.
       scanned: the layer is the body of a scan, so its backward pass ends before the next begins.
     """
-    return jnp.einsum(equation, x, _whole(weight, axes, x.dtype, layout))
+    whole = _whole(weight, axes, x.dtype, layout)
+    return jnp.einsum(equation, x, whole, precision=precision_of(x.dtype))
 
 
 def _whole(weight, axes, dtype, layout):
@@ -62,9 +64,9 @@ def _backward(equation, axes, layout, scanned, residuals, dy):
     operands, out = equation.split("->")
     of_x, of_weight = operands.split(",")
     whole = _whole(weight, axes, x.dtype, layout)
-    dx = jnp.einsum(f"{out},{of_weight}->{of_x}", dy, whole)
-    equation = f"{of_x},{out}->{of_weight}"
-    dw = jnp.einsum(equation, x, dy, preferred_element_type=jnp.float32)
+    einsum = functools.partial(jnp.einsum, precision=precision_of(x.dtype))
+    dx = einsum(f"{out},{of_weight}->{of_x}", dy, whole)
+    dw = einsum(f"{of_x},{out}->{of_weight}", x, dy, preferred_element_type=jnp.float32)
     if not scanned:
         # XLA would put all layers' gradients off to the end, and keep their factors until then.
         dx, dw = jax.lax.optimization_barrier((dx, dw))

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from teukenjax.kernels.symmetric_matmul import PALLAS_PAYS_FROM, gram, symmetric_product
 from teukenjax.optim.coefficients import Triple, steps_of
+from teukenjax.precision import precision_of
 
 # n/m from which the Gram form needs fewer FLOPs; see there.
 GRAM_PAYS_FROM = 1.5
@@ -203,9 +204,7 @@ def _matmul(x: Array, y: Array) -> Array:
 
 def _product(x: Array, y: Array) -> Array:
     """X Y, not rounded."""
-    # GPUs would run a float32 product in TF32; whoever asks for float32 here wants float32.
-    precision = None if x.dtype.itemsize == 2 else jax.lax.Precision.HIGHEST
-    return jnp.matmul(x, y, precision=precision, preferred_element_type=_wide(x))
+    return jnp.matmul(x, y, precision=precision_of(x.dtype), preferred_element_type=_wide(x))
 
 
 def _combine(x: Array, factor: float, y: Array) -> Array:

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from teukenjax.kernels.cross_entropy.softmax import FORMS, label_logits
 from teukenjax.kernels.hopper import PART
+from teukenjax.precision import precision_of
 from teukenjax.sharding import BATCH_AXES, Layout
 
 
@@ -169,7 +170,8 @@ def _chunk(head: Head, table_VD, sums, inputs, *, gradients: bool):
 
 
 def _product(equation: str, x: Array, y: Array) -> Array:
-    return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
+    how = {"precision": precision_of(x.dtype), "preferred_element_type": jnp.float32}
+    return jnp.einsum(equation, x, y, **how)
 
 
 def _across(reduce, x: Array, axes: tuple[str, ...]) -> Array:
