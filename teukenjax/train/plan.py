@@ -52,7 +52,7 @@ def _model(recipe: Recipe) -> str:
     flops = flops_per_token(model) / 1e9
     padding = padded_vocab(model) - model.vocab_size
     return (
-        f"{parameter_count(model):,} parameters, {flops:.3g} GFLOP per token (6N + 6·L·D·S); "
+        f"{parameter_count(model):,} parameters, {flops:.3g} GFLOP per token (6N + 6·L·H·N·S); "
         f"vocabulary {model.vocab_size:,} + {padding} padding rows"
     )
 
