@@ -8,6 +8,7 @@ import sys
 import time
 import types
 
+import jax
 import pytest
 
 from teukenjax.errors import UserError
@@ -161,6 +162,15 @@ def test_one_process_at_a_time_merges_the_rows(make_sweep, tmp_path, console, mo
     monkeypatch.setattr(results, "merge", watched)
     work(groups, tmp_path, console)
     assert merged == [False]  # nobody else could have
+
+
+def test_a_group_is_compiled_with_its_flags(make_sweep, tmp_path, console):
+    request = Request(make_sweep(), ("compute.xla_flags.xla_no_flag=1",), (), tmp_path)
+    with pytest.raises(UserError, match="compute.xla_flags: xla_no_flag=1: No such"):
+        request.work(console)
+    (group,) = load_sweep(make_sweep(), ["compute.xla_flags.xla_no_flag=1"])
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_flag"):
+        work([group], tmp_path / "out", console)
 
 
 def test_jobs_of_a_cluster_share_a_sweep(make_sweep, tmp_path, console):

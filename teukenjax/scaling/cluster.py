@@ -34,10 +34,15 @@ class Request(NamedTuple):
         return select(load_sweep(self.spec, self.overrides), self.models)
 
     def work(self, console: Console) -> None:
-        """Trains what is free; raises as ``sweep.work``."""
-        from teukenjax.scaling.sweep import work  # JAX starts in the job, not where it is sent from
+        """Trains what is free; raises as ``flags.launch`` and ``sweep.work``."""
+        groups = self.groups()
+        from teukenjax.flags import launch  # JAX starts in the job, not where it is sent from
 
-        work(self.groups(), self.out, console)
+        for group in groups:  # of environments that differ, the first one's holds
+            launch(group.recipe.compute)
+        from teukenjax.scaling.sweep import work
+
+        work(groups, self.out, console)
 
 
 def submit(

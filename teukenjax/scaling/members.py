@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt32
 
+from teukenjax.flags import compiler_options
 from teukenjax.optim import schedule
 from teukenjax.optim.leaf import LeafSpec, Specs, leaf_name
 from teukenjax.optim.observe import weight_norms
@@ -73,7 +74,11 @@ class GroupProgram:
         whole = self.program.layout.replicated()  # said, or the second call compiles again
         self._init = jax.jit(self._born, out_shardings=whole)
         self.advance = jax.jit(
-            self._advance, donate_argnums=0, in_shardings=whole, out_shardings=whole
+            self._advance,
+            donate_argnums=0,
+            in_shardings=whole,
+            out_shardings=whole,
+            compiler_options=compiler_options(recipe.compute),
         )
         self.norms = jax.jit(jax.vmap(self._norms))
         self.losses = jax.jit(jax.vmap(self._losses, in_axes=(0, None)))
