@@ -97,6 +97,13 @@ def test_an_unknown_key_may_look_like_the_name_of_a_variant(small, key):
         ("optimizer.beta2=.nan", "unknown key 'optimizer.beta2'"),
         ("optimizer.learning_rate=.nan", "input should be a finite number"),
         ("optimizer.learning_rate=.inf", "input should be a finite number"),
+        ("optimizer.learning_rate=1.5", "at most 1 with optimizer.constrained=true"),
+        ("optimizer.multiplier.hidden=8192", "comes to 2 for the role hidden: at most 1"),
+        ("optimizer.epsilon=1e-46", "optimizer.epsilon: 1e-46 is nothing in float32"),
+        ("model.norm_epsilon=1e-46", "model.norm_epsilon: 1e-46 is nothing in float32"),
+        ("steps=3000000000", "key 'steps' is 3000000000: input should be less than 2147483648"),
+        ("compute.xla_flags.a=1.5", "key 'compute.xla_flags.a' is 1.5: input should be a valid b"),
+        ("optimizer.name=", "key 'optimizer.name' is null: allowed: adamw, scion"),
         ("guard.timeout_s=.inf", "input should be a finite number"),
         ("model.z_loss=.inf", "input should be a finite number"),
         ("schedule.0.end=.inf", "input should be a finite number"),
@@ -271,7 +278,7 @@ def test_any_prompt_and_learning_rate_survive_writing(tmp_path_factory, prompt, 
     original, written = folder / "original.yaml", folder / "written.yaml"
     original.write_text(SMALL, encoding="utf-8")
     recipe = load(original)
-    optimizer = recipe.optimizer.model_copy(update={"learning_rate": rate})
+    optimizer = recipe.optimizer.model_copy(update={"learning_rate": rate, "constrained": False})
     recipe = recipe.model_copy(update={"prompt": prompt, "optimizer": optimizer})
     written.write_text(to_yaml(recipe), encoding="utf-8")
     assert load(written) == recipe
@@ -319,7 +326,22 @@ def test_a_mixture_may_be_a_file_in_a_recipe_and_on_the_command_line(write, smal
     stages = load(named).data.mixture.stages
     assert [stage.tokens for stage in stages] == [5, None]
     assert load(small, [f"data.mixture={mixture}"]).data.mixture.stages == stages
-    assert "x.yaml: cannot be read" in complaint(small, "data.mixture=x.yaml")
+    data = write("{store: stores/test, mixture: mix.yaml}", "data.yaml")
+    assert load(small, [f"data={data}"]).data.mixture.stages == stages
+
+
+def test_a_word_for_a_section_is_a_file_that_is_not_there(small):
+    assert complaint(small, "data.mixture=x.yaml") == (
+        "key 'data.mixture' is \"x.yaml\": a mapping, or the file of one: "
+        "x.yaml: cannot be read: No such file or directory"
+    )
+
+
+def test_an_override_changes_one_of_the_places_of_an_alias(write):
+    stages = "stages: [&s {tokens: 7}, *s, {}]"
+    path = write(SMALL.replace("{store: stores/test}", f"{{mixture: {{{stages}}}}}"))
+    recipe = load(path, ["data.mixture.stages.0.tokens=5"])
+    assert [stage.tokens for stage in recipe.data.mixture.stages] == [5, 7, None]
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs/mixtures").glob("*.yaml")), ids=str)

@@ -2,9 +2,16 @@
 
 from typing import Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 
-from teukenjax.recipe.section import NonNegativeFloat, PositiveFloat, Section, Share
+from teukenjax.recipe.section import (
+    Count,
+    Epsilon,
+    NonNegativeFloat,
+    PositiveFloat,
+    Section,
+    Share,
+)
 
 
 class AdamWConfig(Section):
@@ -14,7 +21,7 @@ class AdamWConfig(Section):
     learning_rate: PositiveFloat = 3e-4
     beta1: Share = 0.9
     beta2: Share = 0.95
-    epsilon: PositiveFloat = 1e-8
+    epsilon: Epsilon = 1e-8
     weight_decay: NonNegativeFloat = 0.1
     clip_norm: PositiveFloat | None = 1.0
 
@@ -41,9 +48,9 @@ class ScionConfig(Section):
     preset: Literal["tied", "untied"] = "tied"
     radius: RoleValues = RoleValues()  # default: the preset's
     multiplier: RoleValues = RoleValues()  # of the learning rate; default: 1
-    epsilon: PositiveFloat = 1e-8
+    epsilon: Epsilon = 1e-8
     coefficients: str = "kj"  # Newton–Schulz
-    iterations: PositiveInt | None = None  # none: as many as the set of coefficients has
+    iterations: Count | None = None  # none: as many as the set of coefficients has
     method: Literal["standard", "gram"] = "standard"  # gram is cheaper for oblong matrices
     clip_norm: PositiveFloat | None = None
     norm_target: PositiveFloat | None = None  # output norm at the end: steers the rate there
@@ -71,7 +78,7 @@ class PhaseConfig(Section):
     """One piece of the learning-rate schedule; its values are factors of the learning rate."""
 
     shape: Literal["constant", "linear", "cosine"]
-    steps: PositiveInt | None = None  # none: to the end of the run
+    steps: Count | None = None  # none: to the end of the run
     start: NonNegativeFloat = 1.0
     end: NonNegativeFloat = 1.0
 

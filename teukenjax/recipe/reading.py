@@ -76,7 +76,7 @@ def read_yaml(path: Path) -> dict:
         found = "a list" if isinstance(values, list) else f"{values!r:.60}"
         raise UserError(f"{path}: expected a mapping of keys to values, found {found}")
     _refuse_bombs(path, values)
-    return values
+    return _each_its_own(values)
 
 
 def _parsed(text: str, origin: str) -> Any:
@@ -101,6 +101,13 @@ def _refuse_bombs(path: Path, values: Any) -> None:
             nodes += children
         if left < 0:
             raise UserError(f"{path}: stands for more than {MAX_VALUES:,} values, by its aliases")
+
+
+def _each_its_own(value: Any) -> Any:
+    """A copy in which no two places are one object, as YAML's aliases would be."""
+    if isinstance(value, dict):
+        return {key: _each_its_own(child) for key, child in value.items()}
+    return [_each_its_own(child) for child in value] if isinstance(value, list) else value
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -137,9 +144,21 @@ def _read_sections(section: type[Section], values: dict, folder: Path) -> None:
     for key, value in values.items():
         child = _section(section, key)
         if child and isinstance(value, str):
-            value = values[key] = read_yaml(folder / value)
-        if child and isinstance(value, dict):
+            values[key] = _read_section(child, key, folder / value)
+        elif child and isinstance(value, dict):
             _read_sections(child, value, folder)
+
+
+def _read_section(section: type[Section], key: str, path: Path) -> dict:
+    """The content of the file that stands for a section, and of those in it."""
+    try:
+        values = read_yaml(path)
+    except UserError as error:
+        raise UserError(
+            f"key '{key}' is \"{path}\": a mapping, or the file of one: {error}"
+        ) from None
+    _read_sections(section, values, path.parent)
+    return values
 
 
 def _section(parent: type[Section], *keys: object) -> type[Section] | None:
@@ -167,8 +186,9 @@ def _override(values: dict, override: str) -> None:
             f"override '{override}': the value is not YAML; text with : [ or @ goes in quotes"
         ) from None
     *parents, last = key.split(".")
-    if isinstance(value, str) and _section(Recipe, *parents, last):
-        value = read_yaml(Path(value))  # relative to where the command is typed
+    section = _section(Recipe, *parents, last)
+    if isinstance(value, str) and section:  # relative to where the command is typed
+        value = _read_section(section, key, Path(value))
     target: Any = values
     for name in parents:
         target = _child(target, name, override)
@@ -196,13 +216,16 @@ def _position(target: list, name: str, override: str) -> int:
     return int(name)
 
 
+_PLAIN = [("bool",), ("int",), ("str",)]
+
+
 def _is_variant(part: str | int) -> bool:
     return part in OPTIMIZERS or "[" in str(part)
 
 
 def _explain(error: pydantic.ValidationError, section: type[Section]) -> str:
     """The first complaint, in one line with the dotted key."""
-    first = error.errors(include_url=False)[0]
+    first, *others = error.errors(include_url=False)
     # Unions put the variant's name or its type into the location; neither is a key.
     location = [str(part) for part in first["loc"] if not _is_variant(part)]
     key = ".".join(location)
@@ -213,14 +236,18 @@ def _explain(error: pydantic.ValidationError, section: type[Section]) -> str:
     if first["type"] == "missing":
         return f"key '{key}' is missing"
     if first["type"] == "union_tag_invalid":  # the one union is told apart by its name
-        given = first["ctx"]["tag"]
-        return f"key '{key}.name' is \"{given}\": {nearest(given, OPTIMIZERS)}"
+        given = first["input"]["name"]
+        return f"key '{key}.name' is {json.dumps(given)}: {nearest(str(given), OPTIMIZERS)}"
     if first["type"] == "union_tag_not_found":
         return f"key '{key}.name' is missing: allowed: {', '.join(OPTIMIZERS)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {message}" if key else message
     message = message[0].lower() + message[1:]
+    if first["loc"][-1:] in _PLAIN:  # one of several plain types, each with a complaint of its own
+        key = ".".join(location[:-1])
+        also = [e["msg"] for e in others if e["loc"][:-1] == first["loc"][:-1]]
+        message = " or ".join([message, *(text.removeprefix("Input should be ") for text in also)])
     return f"key '{key}' is {json.dumps(first['input'], default=str):.60}: {message}"
 
 

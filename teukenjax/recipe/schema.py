@@ -7,7 +7,14 @@ from pydantic import Field, PositiveInt, model_validator
 
 from teukenjax.errors import UserError
 from teukenjax.recipe.optimizer import AdamWConfig, PhaseConfig, ScionConfig
-from teukenjax.recipe.section import NonNegativeFloat, PositiveFloat, Section, Share
+from teukenjax.recipe.section import (
+    Count,
+    Epsilon,
+    NonNegativeFloat,
+    PositiveFloat,
+    Section,
+    Share,
+)
 from teukenjax.recipe.sft import SftConfig
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what a key of JAX takes
@@ -17,23 +24,23 @@ Weights = dict[str, NonNegativeFloat]  # 0 leaves a language out
 class ModelConfig(Section):
     """Shape and initialisation of a decoder-only model; the letters are those of the code."""
 
-    vocab_size: PositiveInt | None = None  # V; none: the tokenizer's number of pieces
-    width: PositiveInt  # D
-    layers: PositiveInt  # L
-    heads: PositiveInt  # H
-    kv_heads: PositiveInt  # K, divides H
-    head_dim: PositiveInt  # N, even
-    ffn: PositiveInt  # F
-    context: PositiveInt = 4096  # S, the sequence length of training
+    vocab_size: Count | None = None  # V; none: the tokenizer's number of pieces
+    width: Count  # D
+    layers: Count  # L
+    heads: Count  # H
+    kv_heads: Count  # K, divides H
+    head_dim: Count  # N, even
+    ffn: Count  # F
+    context: Count = 4096  # S, the sequence length of training
     rope_theta: PositiveFloat = 10_000.0
-    norm_epsilon: PositiveFloat = 1e-5
+    norm_epsilon: Epsilon = 1e-5
     norms: Literal["pre", "everywhere"] = "pre"  # everywhere: a norm before every linear map
     norm_gain: bool = True
     z_loss: NonNegativeFloat = 0.0  # factor of log²(Σ exp logits) in the loss
     tied: bool = True  # one table is both the embedding and the head
     init: Literal["normal", "boundary"] = "normal"  # boundary: on Scion's norm balls
     init_std: PositiveFloat = 0.0158
-    vocab_multiple: PositiveInt = 256  # rows are padded to this, so that shards are equal
+    vocab_multiple: Count = 256  # rows are padded to this, so that shards are equal
 
     @model_validator(mode="after")
     def _shapes_fit(self):
@@ -89,7 +96,7 @@ class DataConfig(Section):
 
     store: str | None = None  # path or URL of a token store; none: OUT/store
     text: Path | Literal["sample"] | None = None  # prepared into the store when that is missing
-    train_tokenizer: PositiveInt | None = None  # vocabulary of a tokenizer trained on `text`
+    train_tokenizer: Count | None = None  # vocabulary of a tokenizer trained on `text`
     tokenizer: Path | None = None  # or an existing sentencepiece model for `text`
     holdout: Share = 0.01  # share of each language's documents of `text` kept for validation
     weights: Weights | None = None  # of a mixture of one endless stage: see StageConfig
@@ -120,8 +127,8 @@ class DataConfig(Section):
 class BatchConfig(Section):
     """The global batch, whatever the mesh."""
 
-    sequences: PositiveInt  # per optimizer step, over all devices
-    accumulation: PositiveInt = 1  # micro-batches per optimizer step
+    sequences: Count  # per optimizer step, over all devices
+    accumulation: Count = 1  # micro-batches per optimizer step
 
     @model_validator(mode="after")
     def _divides(self):
@@ -174,13 +181,13 @@ class ComputeConfig(Section):
     ] = "full"  # see model.remat
     # Layers per iteration of the scan; with all of them there is none: under fsdp a step is faster
     # then, under hsdp and fsdp_tp it sends up to half as much again.
-    unroll: PositiveInt = 1
+    unroll: Count = 1
     # When a layer's matrices are cast and gathered: in each of its passes, or once a step, which
     # takes 2 bytes a parameter on every device and saves a gather per pass and micro-batch.
     gather: Literal["layer", "step"] = "layer"
     kernels: KernelsConfig = KernelsConfig()
-    head_chunk: PositiveInt = 1024  # tokens whose logits exist at one time, per device
-    strict: bool = False  # a kernel that "auto" would fall back from is an error
+    head_chunk: Count = 1024  # tokens whose logits exist at one time, per device
+    strict: bool = False  # an error if "auto" finds no kernel for attention
     flags: str = "default"  # what XLA and the process are told: a set of configs/flags.yaml
     # Besides or instead of the set's, one by one.
     xla_flags: dict[str, bool | int | str] = Field(default_factory=dict)
@@ -193,26 +200,26 @@ class ComputeConfig(Section):
 class CheckpointConfig(Section):
     """When to save and what to keep."""
 
-    every: PositiveInt = 1000
-    keep_last: PositiveInt = 3
-    keep_every: PositiveInt | None = None  # besides, keep each checkpoint at a multiple of this
+    every: Count = 1000
+    keep_last: Count = 3
+    keep_every: Count | None = None  # besides, keep each checkpoint at a multiple of this
 
 
 class EvaluationConfig(Section):
     """Bits per byte on the held-out documents of the store."""
 
-    every: PositiveInt | None = None  # none: only before the first and after the last step
-    documents: PositiveInt = 64  # at most, per language
-    batch_tokens: PositiveInt = 32_768  # tokens of one evaluation batch
+    every: Count | None = None  # none: only before the first and after the last step
+    documents: Count = 64  # at most, per language
+    batch_tokens: Count = 32_768  # tokens of one evaluation batch
     suite: str | None = None  # benchmarks as well: a file of configs/suites (extra `eval`)
     suite_data: Path | None = None  # a folder with its questions; none: from the hub
-    suite_limit: PositiveInt | None = None  # questions of each task and language; none: all
+    suite_limit: Count | None = None  # questions of each task and language; none: all
 
 
 class TelemetryConfig(Section):
     """When the operator norms of weights and updates are measured (``optim.telemetry``)."""
 
-    every: PositiveInt | None = 20  # steps; none: never
+    every: Count | None = 20  # steps; none: never
 
 
 class GuardConfig(Section):
@@ -221,8 +228,8 @@ class GuardConfig(Section):
     nonfinite: Literal["skip", "stop"] = "skip"  # a gradient that is NaN or infinite
     spikes: Literal["ignore", "skip", "rewind"] = "ignore"  # rewind: to a checkpoint, past the data
     z: PositiveFloat = 8.0  # robust deviations above the median of the last 64 losses: a spike
-    limit: PositiveInt = 10  # bad steps among the last 1000; one more ends the run
-    checksums: PositiveInt | None = None  # steps from one comparison of replicas to the next
+    limit: Count = 10  # bad steps among the last 1000; one more ends the run
+    checksums: Count | None = None  # steps from one comparison of replicas to the next
     timeout_s: PositiveFloat = 900.0  # for one step, save or meeting of processes
 
 
@@ -230,7 +237,7 @@ class Recipe(Section):
     """Everything that defines a run."""
 
     out: Path  # the run directory; a run found there is resumed
-    steps: PositiveInt
+    steps: Count
     seed: Seed = 42
     model: ModelConfig
     data: DataConfig
@@ -246,6 +253,20 @@ class Recipe(Section):
     guard: GuardConfig = GuardConfig()
     prompt: str | None = None  # continued by the model when the run ends
     hardware: str | None = None  # a file of configs/hardware; none: recognised by device name
+
+    @model_validator(mode="after")
+    def _constrained_weights_stay_inside(self):
+        if self.optimizer.name == "scion" and self.optimizer.constrained:
+            factor = max(value for phase in self.schedule for value in (phase.start, phase.end))
+            for role, multiplier in self.optimizer.multiplier:
+                rate = self.optimizer.learning_rate * factor * (multiplier or 1.0)
+                if role != "gain" and rate > 1:  # gains are not drawn towards a ball
+                    raise ValueError(
+                        f"optimizer.learning_rate={self.optimizer.learning_rate:g} comes to "
+                        f"{rate:g} for the role {role}: at most 1 with optimizer.constrained=true, "
+                        "where a step goes from W towards its ball"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _conversations_are_whole(self):

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from teukenjax.recipe.section import PositiveFloat, Section, Share
+from teukenjax.recipe.section import Count, PositiveFloat, Section, Share
 
 
 class ChatSource(Section):
@@ -13,13 +13,13 @@ class ChatSource(Section):
 
     data: Path | Literal["toy"]  # toy: the bundled set
     language: str | None = None  # of rows that name none; none: the file's name, as in de.jsonl
-    take: PositiveInt | None = None  # so many of its conversations, chosen by a hash
+    take: Count | None = None  # so many of its conversations, chosen by a hash
 
 
 class LoraConfig(Section):
     """Low-rank adapters (arXiv 2106.09685) beside frozen weights; merged when a run is loaded."""
 
-    rank: PositiveInt
+    rank: Count
     alpha: PositiveFloat  # adapters are scaled by alpha / rank
     targets: Annotated[
         tuple[Literal["query", "key", "value", "output", "gate", "up", "down"], ...],

@@ -32,9 +32,9 @@ def train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step ``(state, batch) → (state, metrics)``, a pure function.
 
-    Metrics are fp32 scalars on the device: loss (nats per token), lr, and the global norms of
-    gradient, update and parameters; besides, under ``norms``, the last observation of
-    ``optim.telemetry``, packed, and the ``verdict`` of ``optim.guard``.
+    Metrics are fp32 scalars on the device: loss (nats per token, z-loss included), lr, and the
+    global norms of gradient, update and parameters; besides, under ``norms``, the last observation
+    of ``optim.telemetry``, packed, and the ``verdict`` of ``optim.guard``.
 
     ``accumulate`` sums the micro-batches: in place by default, by value where a step is vmapped.
     """
