@@ -166,7 +166,7 @@ def test_one_process_at_a_time_merges_the_rows(make_sweep, tmp_path, console, mo
 
 def test_a_group_is_compiled_with_its_flags(make_sweep, tmp_path, console):
     request = Request(make_sweep(), ("compute.xla_flags.xla_no_flag=1",), (), tmp_path)
-    with pytest.raises(UserError, match="compute.xla_flags: xla_no_flag=1: No such"):
+    with pytest.raises(UserError, match=r"^compute\.xla_flags: xla_no_flag=1: No such"):
         request.work(console)
     (group,) = load_sweep(make_sweep(), ["compute.xla_flags.xla_no_flag=1"])
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_flag"):
