@@ -43,6 +43,22 @@ def test_special_pieces_in_an_answer_are_no_text_and_the_chat_goes_on(chat, monk
     assert ["".join(chat.ask(question)) for question in ("Gut?", "Und dir?")] == ["Ja", "Ja"]
 
 
+def test_a_special_piece_that_the_model_spelled_is_not_remembered(chat, monkeypatch):
+    monkeypatch.setattr(chat.generator, "text", lambda *_, **__: iter(["Ja</s", ">"]))
+    assert ["".join(chat.ask(question)) for question in ("Gut?", "Und dir?")] == ["Ja</s>"] * 2
+    monkeypatch.setattr(chat.generator, "text", lambda *_, **__: iter(["</<s>s>"]))
+    assert ["".join(chat.ask("Und?")) for _ in range(2)] == ["</<s>s>"] * 2
+
+
+def test_a_chat_is_in_the_form_of_its_tuning(generator, monkeypatch):
+    monkeypatch.setattr(generator, "form", "published")
+    asked, given = [{"role": "user", "content": "Gut?"}], []
+    monkeypatch.setattr(generator, "text", lambda ids, **_: given.append(ids) or iter(["Ja"]))
+    list(Chat(generator, language="de", tokens=8, sampling=Sampling()).ask("Gut?"))
+    published = Template(generator.tokenizer, "published").prompt("de", "Gut?")
+    assert given == [published] != [chat_ids(generator.tokenizer, asked, "de")]
+
+
 def test_a_conversation_that_is_too_long_is_refused_and_forgotten(chat):
     with pytest.raises(UserError, match="do not fit into a context of 256: begin another"):
         list(chat.ask("lang " * 200))
@@ -52,19 +68,28 @@ def test_a_conversation_that_is_too_long_is_refused_and_forgotten(chat):
 
 
 def test_a_terminal_has_questions_answers_and_commands(chat, monkeypatch):
-    lines = iter(["Guten Tag", "/language sv", "/what", "x</s>", "/quit"])
+    lines = iter(["Guten Tag", "/language", "/language sv", "/what", "x</s>", "/quit"])
     monkeypatch.setattr("builtins.input", lambda *_: next(lines))
     console = Console(file=io.StringIO(), width=200)
     converse(console, chat)
     printed = console.file.getvalue()
     assert chat.language == "sv"
     assert "new: 8 tokens" in printed
+    assert "error: /language: of which code?" in printed
     assert printed.count("/quit ends") == 2
     assert "error: turn 1 holds the special piece '</s>'" in printed
 
 
 def test_the_blank_before_an_answer_is_not_part_of_it():
     assert list(without_blank(iter(["", " ", " Ja", " nein"]))) == ["", "", "Ja", " nein"]
+
+
+def test_a_prompt_may_end_inside_a_character(generator):
+    tokenizer = generator.tokenizer
+    *given, last = tokenizer.encode("€")  # of byte pieces
+    text = TextStream(tokenizer, given)
+    after = tokenizer.encode("€ a")[len(given) + 1 :]
+    assert "".join([*map(text.push, [last, *after]), text.rest()]) == "€ a"
 
 
 def test_text_comes_in_whole_characters_and_holds_back_what_may_be_a_stop(generator):

@@ -1,5 +1,6 @@
 """The server as the real openai client sees it, over a socket."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -71,11 +72,21 @@ def test_a_completion_is_what_the_generator_writes(client, generator):
 
 
 def test_what_is_null_is_at_its_default(client):
-    ask = {"model": "tiny", "prompt": "Die Bahn", "max_tokens": 6}
+    ask = {"model": "tiny", "prompt": "Die Bahn", "max_tokens": 6, "seed": 0}
     plain = client.post("/completions", cast_to=dict, body=ask)
-    nulls = dict.fromkeys(("temperature", "top_p", "seed", "stream", "n", "stop", "logprobs"))
-    answer = client.post("/completions", cast_to=dict, body=ask | nulls)
+    nulls = dict.fromkeys(("temperature", "top_p", "stream", "n", "stop", "logprobs"))
+    nothing = {"frequency_penalty": 0.0, "presence_penalty": 0, "echo": False, "best_of": 1}
+    answer = client.post("/completions", cast_to=dict, body=ask | nulls | nothing)
     assert answer["choices"] == plain["choices"]
+    alone = client.post("/completions", cast_to=dict, body=ask | {"prompt": ["Die Bahn"]})
+    assert alone["choices"] == plain["choices"]
+
+
+def test_without_a_seed_an_answer_can_be_asked_for_again(client):
+    ask = {"model": "tiny", "prompt": "Die Bahn", "max_tokens": 30, "temperature": 1.0}
+    assert len({client.completions.create(**ask).choices[0].text for _ in range(3)}) > 1
+    same = [client.completions.create(**ask, seed=s).choices[0].text for s in (7, 7 - 2**32)]
+    assert same[0] == same[1]
 
 
 def test_a_streamed_chat_is_the_whole_one_in_pieces(client):
@@ -95,7 +106,7 @@ def test_a_streamed_chat_is_the_whole_one_in_pieces(client):
 def test_the_language_and_the_seed_change_the_answer(client):
     def ask(**options):
         answer = client.chat.completions.create(
-            model="tiny", messages=QUESTION, max_tokens=12, **options
+            model="tiny", messages=QUESTION, max_tokens=12, **({"seed": 0} | options)
         )
         return answer.choices[0].message.content, answer.usage.prompt_tokens
 
@@ -104,6 +115,57 @@ def test_the_language_and_the_seed_change_the_answer(client):
     swedish = ask(extra_body={"chat_template_kwargs": {"language": "sv"}})
     assert swedish[1] != german[1]
     assert ask(seed=1)[0] != german[0]
+
+
+def test_messages_in_parts_and_newer_roles_are_those_in_plain_words(client):
+    def tokens(messages):
+        ask = {"model": "tiny", "messages": messages, "max_tokens": 1}
+        return client.chat.completions.create(**ask).usage.prompt_tokens
+
+    system = {"role": "system", "content": "Sei knapp."}
+    parts = [{"type": "text", "text": "Wie "}, {"type": "text", "text": "geht es?"}]
+    newer = [system | {"role": "developer"}, {"role": "user", "content": parts}]
+    assert tokens(newer) == tokens([system, *QUESTION]) != tokens(QUESTION)
+
+
+def test_a_conversation_goes_on_after_an_answer_of_nothing(client, generator, monkeypatch):
+    monkeypatch.setattr(generator, "stream", lambda *_, **__: iter(()))
+    ask = {"model": "tiny", "max_tokens": 4}
+    (end,) = client.chat.completions.create(**ask, messages=QUESTION, stream=True)
+    assert end.choices[0].delta.role == "assistant"
+    answer = client.chat.completions.create(**ask, messages=QUESTION).choices[0].message
+    assert answer.content == ""
+    again = [*QUESTION, {"role": "assistant", "content": ""}, *QUESTION]
+    assert client.chat.completions.create(**ask, messages=again).choices
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_has_gone_does_not_keep_the_model(generator, monkeypatch, stream):
+    written = []
+
+    def slow(*_, **__):
+        for number in range(200):
+            time.sleep(0.01)
+            written.append(number)
+            yield ""  # no text yet, so that the stream has not begun
+
+    monkeypatch.setattr(generator, "text", slow)
+    body = json.dumps({"prompt": "Die", "stream": stream}).encode()
+    said = iter([{"type": "http.request", "body": body}, {"type": "http.disconnect"}])
+    path = "/v1/completions"
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+
+    async def receive():
+        message = next(said)
+        await asyncio.sleep(0.1 if message["type"] == "http.disconnect" else 0)
+        return message
+
+    async def send(_):
+        pass
+
+    app = make_app(generator, name="tiny", host="0.0.0.0")
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 30))
+    assert 0 < len(written) < 200
 
 
 def test_a_stop_string_ends_the_text_before_it(client):
@@ -149,10 +211,11 @@ def test_a_request_that_cannot_be_served_is_refused_in_one_line(client, change, 
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([], "turn 1: the answer|turns do not alternate: at the start"),
+        ([], "messages: the last one has to be the user's"),
+        ([*QUESTION, {"role": "assistant", "content": "a"}], "messages: the last one has to be"),
         ([*QUESTION, *QUESTION], "turns do not alternate"),
         ([{"role": "user", "content": "a</s>b"}], "holds the special piece '</s>'"),
-        ([{"role": "tool", "content": "a"}], "role is 'tool'"),
+        ([{"role": "tool", "content": "a"}, *QUESTION], "role is 'tool'"),
     ],
 )
 def test_conversations_of_another_form_are_refused(client, messages, message):
@@ -176,7 +239,7 @@ def test_another_host_name_is_refused_on_loopback(address):
 
 def test_requests_wait_for_their_turn_and_too_many_are_told_so(client, address):
     """One is written, one may wait; the next is refused, and the two are answered."""
-    ask = {"model": "tiny", "prompt": "Die Bahn", "max_tokens": 200, "temperature": 1.5}
+    ask = {"model": "tiny", "prompt": "Die Bahn", "max_tokens": 200, "temperature": 1.5, "seed": 0}
     texts: list[str] = []
 
     def complete():

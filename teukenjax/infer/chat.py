@@ -1,5 +1,7 @@
 """Conversations with a model: Teuken's template around ``Generator``, also on a terminal."""
 
+import functools
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -7,7 +9,7 @@ from rich.console import Console
 
 from teukenjax.data.chat.messages import parse
 from teukenjax.data.chat.template import Template, system_sentences
-from teukenjax.data.tokenizer import Tokenizer
+from teukenjax.data.tokenizer import SPECIAL_PIECES, Tokenizer
 from teukenjax.errors import UserError
 from teukenjax.infer.generate import Generator
 from teukenjax.infer.sampling import Sampling
@@ -15,25 +17,44 @@ from teukenjax.infer.sampling import Sampling
 HELP = "/new begins another conversation, /language CODE another language, /quit ends"
 
 
-def chat_ids(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], language: str) -> list[int]:
+def chat_ids(
+    tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], language: str, form: str = "plain"
+) -> list[int]:
     """The tokens after which the assistant answers the last message.
 
     Args:
       tokenizer: with Teuken's special pieces.
       messages: ``role`` and ``content`` of each: perhaps one of the system, then user and
-        assistant in turn, a user's last.
+        assistant in turn, a user's last. What an assistant said is a model's: special pieces that
+        it spelled are left out, and "…" stands for nothing.
       language: whose system sentence opens the conversation, unless it has its own.
+      form: of the template, the one that the model was tuned with.
 
     Raises:
       UserError: for messages of another form, or an unknown language.
     """
-    answered = [*messages, {"role": "assistant", "content": "?"}]  # parse takes whole turns
+    if not messages or messages[-1].get("role") != "user":
+        raise UserError("messages: the last one has to be the user's")
+    said = [message | _answered(message) for message in messages]
+    answered = [*said, {"role": "assistant", "content": "?"}]  # parse takes whole turns
     row = {"messages": answered, "language": language}
     conversation = parse(row, language=None, languages=system_sentences())
     *before, (question, _) = conversation.turns
-    return Template(tokenizer).prompt(
+    return Template(tokenizer, form).prompt(
         conversation.language, question, before=tuple(before), system=conversation.system
     )
+
+
+def _answered(message: dict[str, Any]) -> dict[str, str]:
+    """The content of an answer in a form that a conversation takes; nothing for other messages."""
+    content = message.get("content")
+    if message.get("role") != "assistant" or not isinstance(content, str):
+        return {}
+    if any(piece in unicodedata.normalize("NFKC", content) for piece in SPECIAL_PIECES):
+        content = unicodedata.normalize("NFKC", content)
+        while any(piece in content for piece in SPECIAL_PIECES):  # without one there may be another
+            content = functools.reduce(lambda text, p: text.replace(p, ""), SPECIAL_PIECES, content)
+    return {"content": content if content.strip() else "…"}
 
 
 def without_blank(pieces: Iterator[str]) -> Iterator[str]:
@@ -57,13 +78,13 @@ class Chat:
 
     def speak(self, language: str) -> None:
         """Begins anew in a language; a UserError when it is unknown."""
-        chat_ids(self.generator.tokenizer, [{"role": "user", "content": "?"}], language)
+        self._ids([{"role": "user", "content": "?"}], language)
         self.language, self.messages = language, []
 
     def ask(self, question: str) -> Iterator[str]:
         """Pieces of the answer; a question that raises a UserError is forgotten."""
         messages = [*self.messages, {"role": "user", "content": question}]
-        ids = chat_ids(self.generator.tokenizer, messages, self.language)
+        ids = self._ids(messages, self.language)
         context = self.generator.model.config.context
         if len(ids) >= context:
             raise UserError(
@@ -75,7 +96,11 @@ class Chat:
         for piece in without_blank(text):
             answer += piece
             yield piece
-        self.messages = [*messages, {"role": "assistant", "content": answer.strip() or "…"}]
+        self.messages = [*messages, {"role": "assistant", "content": answer.strip()}]
+
+    def _ids(self, messages: Sequence[dict[str, str]], language: str) -> list[int]:
+        generator = self.generator
+        return chat_ids(generator.tokenizer, messages, language, generator.form)
 
 
 def converse(console: Console, chat: Chat) -> None:
@@ -97,6 +122,8 @@ def converse(console: Console, chat: Chat) -> None:
 def _answer(console: Console, chat: Chat, question: str) -> None:
     if question == "/new":
         chat.speak(chat.language)
+    elif question == "/language":
+        raise UserError("/language: of which code? as in /language de")
     elif question.startswith("/language"):
         chat.speak(question.removeprefix("/language").strip())
     elif question.startswith("/"):

@@ -36,9 +36,11 @@ class Speed:
 class Generator:
     """Continues texts on the model's devices."""
 
-    def __init__(self, model: Functional, params: dict | None, tokenizer: Tokenizer):
-        """Args: as ``Decoder``; the tokenizer."""
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(
+        self, model: Functional, params: dict | None, tokenizer: Tokenizer, form: str = "plain"
+    ):
+        """Args: as ``Decoder``; the tokenizer; the form of the chat template of its tuning."""
+        self.model, self.tokenizer, self.form = model, tokenizer, form
         self.decoder = Decoder(model, params)
         # A chat answer ends in </s>, a pre-training document in <eod>.
         self.stops = (tokenizer.end_of_turn_id, tokenizer.eod_id)

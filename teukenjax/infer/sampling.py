@@ -32,7 +32,7 @@ class Sampling:
             raise UserError(f"top_k={self.top_k}: allowed: 0 or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p}: allowed: above 0, up to 1")
-        if not 0 < self.repetition_penalty < float("inf"):
+        if not 0 < np.float32(self.repetition_penalty) < float("inf"):
             raise UserError(f"repetition_penalty={self.repetition_penalty}: allowed: above 0")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed={self.seed}: allowed: 0 to {2**32 - 1}")

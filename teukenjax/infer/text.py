@@ -19,7 +19,8 @@ class TextStream:
         """Args: the tokens of the prompt, and strings that end the text."""
         self._tokenizer, self._ids, self._stops = tokenizer, list(given), tuple(stops)
         self._special = tokenizer.special_ids
-        self._told = len(tokenizer.decode(self._ids))
+        # What part of a character stands for at the prompt's end may become a shorter text.
+        self._told = len(tokenizer.decode(self._ids).rstrip(REPLACEMENT))
         self._begin = self._told
         self.stopped = False
 

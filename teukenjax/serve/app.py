@@ -10,13 +10,14 @@ import json
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import iterate_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Received
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -72,8 +73,9 @@ class Server:
     def _ids(self, request: Request) -> list[int]:
         tokenizer = self.generator.tokenizer
         if isinstance(request, ChatCompletion):
-            language = request.language or request.chat_template_kwargs.get("language")
-            return chat_ids(tokenizer, request.messages, language or self.language)
+            language = request.language or request.chat_template_kwargs.language
+            form = self.generator.form
+            return chat_ids(tokenizer, request.messages, language or self.language, form)
         assert isinstance(request, Completion)
         if isinstance(request.prompt, str):
             return self.generator.prompt_ids(request.prompt)
@@ -127,7 +129,7 @@ class Answer:
             content = self._message("delta", delta | {"content": piece}, piece)
             yield _event(self._body(kind, [content | {"finish_reason": None}]))
             delta = {}
-        end = self._message("delta", {}, "") | {"finish_reason": self._reason()}
+        end = self._message("delta", delta, "") | {"finish_reason": self._reason()}
         yield _event(self._body(kind, [end]))
         if self._request.stream_options and self._request.stream_options.include_usage:
             yield _event(self._body(kind, []) | {"usage": self._usage()})
@@ -229,16 +231,37 @@ def _answers(server: Server, kind: type[Request]) -> Callable:
             _ = request.sampling
             answer = Answer(server, request, server.prompt(request))
             if not request.stream:
-                return await answer.whole()
+                return await _while_there(received, answer.whole())
             events = answer.events()
-            first = await anext(events)  # what goes wrong before any text has a status of its own
+            # What goes wrong before any text has a status of its own.
+            first = await _while_there(received, anext(events))
         except UserError as error:
             return _refusal(400, "invalid_request_error", str(error))
         except BusyError:
             return _refusal(503, "overloaded", f"{server.queue} requests wait already: try again")
+        except ClientDisconnect:
+            return Response(status_code=499)  # nginx's word for it; nobody reads it
         return StreamingResponse(_after(first, events), media_type="text/event-stream")
 
     return answer
+
+
+async def _while_there[T](received: Received, work: Awaitable[T]) -> T:
+    """Does the work, unless the client goes: then it ends, and what it held is free."""
+    doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(received))
+    try:
+        await asyncio.wait((doing, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise ClientDisconnect
+        return doing.result()
+    finally:
+        doing.cancel()
+        gone.cancel()
+
+
+async def _disconnect(received: Received) -> None:
+    while (await received.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _after(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:

@@ -1,5 +1,6 @@
 """What clients may ask: the parts of OpenAI's completions and chat that this server does."""
 
+import secrets
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -10,6 +11,13 @@ from teukenjax.infer.sampling import Sampling
 
 NAMES_ONLY = {"user", "metadata", "store", "safety_identifier"}  # change nothing in an answer
 DEFAULT_TOKENS = 256
+CHANGE_NOTHING = {
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "logprobs": False,
+    "echo": False,
+    "best_of": 1,
+}
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -29,7 +37,7 @@ class Request(BaseModel):
     top_p: float = Sampling.top_p
     top_k: int = Sampling.top_k
     repetition_penalty: float = Sampling.repetition_penalty
-    seed: int = Sampling.seed
+    seed: int | None = None  # none: another at each request
     max_tokens: Count | None = None
     stop: str | list[str] | None = None
     stream: bool = False
@@ -38,11 +46,11 @@ class Request(BaseModel):
 
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, given: Any) -> Any:
-        """Clients send what they leave at its default as null."""
+    def _without_defaults(cls, given: Any) -> Any:
+        """Clients send what they leave at its default as null, or as what changes nothing."""
         if not isinstance(given, dict):
             return given
-        return {key: value for key, value in given.items() if value is not None}
+        return {key: value for key, value in given.items() if not _says_nothing(key, value)}
 
     @property
     def sampling(self) -> Sampling:
@@ -52,7 +60,7 @@ class Request(BaseModel):
             top_k=self.top_k,
             top_p=self.top_p,
             repetition_penalty=self.repetition_penalty,
-            seed=self.seed,
+            seed=secrets.randbelow(2**32) if self.seed is None else self.seed % 2**32,
         )
 
     @property
@@ -68,9 +76,23 @@ class Request(BaseModel):
 
 
 class Completion(Request):
-    """POST /v1/completions: a text, or its token ids."""
+    """POST /v1/completions: a text, or its token ids; one."""
 
     prompt: str | list[int]
+
+    @pydantic.field_validator("prompt", mode="before")
+    @classmethod
+    def _only(cls, prompt: Any) -> Any:
+        only = isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list)
+        return prompt[0] if only else prompt
+
+
+class TemplateOptions(BaseModel):
+    """What vLLM's clients hand to a chat template; of ours the language alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    language: str | None = None
 
 
 class ChatCompletion(Request):
@@ -79,7 +101,13 @@ class ChatCompletion(Request):
     messages: list[dict[str, Any]]
     max_completion_tokens: Count | None = None
     language: str | None = None
-    chat_template_kwargs: dict[str, str] = {}
+    chat_template_kwargs: TemplateOptions = TemplateOptions()
+
+    @pydantic.field_validator("messages")
+    @classmethod
+    def _in_plain_words(cls, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Contents that come in parts of text as one, and the newer name of a role as its older."""
+        return [message | _joined(message) | _older(message) for message in messages]
 
     @property
     def tokens(self) -> int:
@@ -99,6 +127,26 @@ def read_request[R: Request](kind: type[R], body: bytes) -> R:
         if key not in NAMES_ONLY:
             raise UserError(f"{key}: this server does not know it: {nearest(key, _keys(kind))}")
     return request
+
+
+def _joined(message: dict[str, Any]) -> dict[str, str]:
+    parts = message.get("content")
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        return {}
+    texts = [part.get("text") for part in parts if part.get("type") == "text"]
+    whole = len(texts) == len(parts) and all(isinstance(text, str) for text in texts)
+    return {"content": "".join(texts)} if whole else {}
+
+
+def _older(message: dict[str, Any]) -> dict[str, str]:
+    return {"role": "system"} if message.get("role") == "developer" else {}
+
+
+def _says_nothing(key: str, value: Any) -> bool:
+    if value is None:
+        return True
+    nothing = CHANGE_NOTHING.get(key)
+    return value == nothing and isinstance(value, bool) == isinstance(nothing, bool)
 
 
 def _keys(kind: type[Request]) -> list[str]:
