@@ -1,4 +1,4 @@
-"""The scripts in tools/ do what they say, at the smallest size."""
+"""What of the scripts in tools/ can be tried in seconds; the others measure."""
 
 import runpy
 from pathlib import Path
@@ -11,3 +11,11 @@ def test_tutorial_learns(capsys):
     first, *_, last = capsys.readouterr().out.splitlines()
     assert float(first.split()[-1]) > 3.5
     assert float(last.split()[-1]) < 1.0
+
+
+def test_the_longest_sequence_is_found_from_any_start():
+    longest = runpy.run_path(str(TOOLS / "longest_sequence.py"))["longest"]
+    for start in (1000, 4096, 5000):
+        found = longest(lambda length: length <= 9000, start=start, step=4096)
+        assert found <= 9000 < found + 4096
+    assert longest(lambda length: False, start=4096, step=4096) == 0

@@ -53,7 +53,7 @@ def longest(fits, *, start: int, step: int) -> int:
     while fits(high):
         low, high = high, 2 * high
     while low and high - low > step:
-        middle = (low + high) // 2 // step * step
+        middle = low + max((high - low) // 2 // step, 1) * step
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 

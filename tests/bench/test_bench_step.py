@@ -51,7 +51,7 @@ def test_a_row_is_shown(measured, tmp_path, capsys):
 
     show(Console(width=200), row_of(tmp_path, *measured, fake_data=True))
     out = capsys.readouterr().out
-    assert "n/a by 6N + 6·L·D·S" in out
+    assert "n/a by 6N + 6·L·H·N·S" in out
     assert "peak measured n/a" in out
 
 

@@ -4,7 +4,8 @@ import csv
 
 import pytest
 
-from teukenjax.planner.ablation import Case, attempt, recipe_of, table, write
+from teukenjax.errors import UserError
+from teukenjax.planner.ablation import Case, ablate, attempt, recipe_of, table, write
 from teukenjax.recipe import to_yaml
 from teukenjax.sharding import STRATEGIES
 
@@ -49,3 +50,17 @@ def test_a_case_that_cannot_run_says_why(case, small, tmp_path):
     path.write_text(to_yaml(small(model=values)))
     row = attempt(Case(path, (), "fsdp", "full", 1, repeats=1))
     assert "does not divide" in row["failed"]
+
+
+def test_a_case_whose_process_ends_does_not_end_the_others(case, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_no_such_flag=1")  # XLA aborts the process that reads it
+    asked = {"strategies": ("ddp", "fsdp"), "micro_batches": (1,), "remats": ("full",)}
+    rows = list(ablate(case("ddp").recipe, (), **asked, repeats=1))
+    assert [row["strategy"] for row in rows] == ["ddp", "fsdp"]
+    assert {row["failed"] for row in rows} == {"its process was killed, or aborted"}
+
+
+def test_a_file_in_the_place_of_the_results_is_named(tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(UserError, match="out: cannot be written: File exists"):
+        write([], tmp_path / "out")

@@ -85,6 +85,18 @@ def test_devices_that_do_not_divide_are_refused_with_what_would(teuken):
         search(teuken(devices=7))
 
 
+def test_lengths_that_do_not_divide_the_batch_are_said_whatever_the_devices(teuken):
+    question = teuken().on(sequences=(3000, 2**24))
+    with pytest.raises(UserError, match=r"^--sequence 3000, 16777216: a batch of 4,194,304 tokens"):
+        search(question)
+
+
+def test_the_cluster_for_other_lengths_counts_their_sequences(teuken):
+    question = teuken("a100-80").on(sequences=(1024,))
+    found = inverse.cluster_for(question, tokens=4e12, target_days=12.0)
+    assert found.answer.question.devices > 1024  # of 4096 sequences, where 4096-long ones are 1024
+
+
 def test_what_does_not_fit_says_by_how_much_and_what_would(teuken):
     answer = search(teuken("a100-40", 2))
     assert not len(answer.best)

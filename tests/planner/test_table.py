@@ -20,6 +20,8 @@ ROW = {
     "activation_checkpointing": "F",
 }  # fmt: skip
 
+DIMENSIONS = {"width": "4096", "layers": "32", "heads": "32", "ffn": "16384", "vocab": "50368"}
+
 # Where the fit begins has nothing of its result.
 START = software("torch-fsdp").model_copy(
     update={"matmul": 0.7, "attention_flops_per_cycle": 1000.0, "widths": 30.0, "exposed": 0.5}
@@ -94,8 +96,7 @@ def test_a_table_comes_back_with_four_more_columns(tmp_path):
 
 def test_a_model_may_be_given_by_its_dimensions():
     by_name = understand(ROW).predict()
-    dimensions = {"width": "4096", "layers": "32", "heads": "32", "ffn": "16384", "vocab": "50368"}
-    given = understand(ROW | dimensions | {"model": "mine", "gated": "F"}).predict()
+    given = understand(ROW | DIMENSIONS | {"model": "mine", "gated": "F"}).predict()
     assert given.tokens_per_s[0] == pytest.approx(by_name.tokens_per_s[0], rel=1e-2)
 
 
@@ -118,6 +119,8 @@ def test_a_jax_source_is_predicted_with_our_shares():
         ({"micro_batch": "0"}, "micro_batch=0: expected a whole number"),
         ({"sharding": "Q"}, "sharding=Q: allowed"),
         ({"model": "8b"}, "model '8b' is not known"),
+        (DIMENSIONS | {"gated": "yes"}, "gated=yes: allowed: T, F"),
+        ({"sharding": "H", "gpus": "25"}, "gpus=25: hsdp is over whole nodes: expected a mul"),
         ({"software": "megatron"}, "software 'megatron' is not known"),
     ],
 )
@@ -134,6 +137,18 @@ def test_a_bad_row_is_named_by_its_number(tmp_path):
         writer.writerows([ROW, ROW | {"gpus": "-1"}])
     with pytest.raises(UserError, match=r"rows.csv: row 2: gpus=-1"):
         predict_table(path, tmp_path / "out.csv")
+
+
+def test_a_table_may_come_from_a_spreadsheet_and_leave_out_its_last_cells(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("\ufeffgpu,model,software\nH100,7b\n", encoding="utf-8")
+    assert read_rows(path) == [{"gpu": "H100", "model": "7b", "software": ""}]
+
+
+def test_an_empty_flag_is_the_default():
+    empty = understand(ROW | DIMENSIONS | {"gated": ""})
+    assert empty.setting.shape == understand(ROW | DIMENSIONS).setting.shape
+    assert empty.setting.shape.gated
 
 
 def test_a_cell_beyond_the_last_column_is_named(tmp_path):

@@ -8,7 +8,7 @@ and calls have no class.
 
 import re
 
-from teukenjax.planner.program import KINDS, computations
+from teukenjax.planner.program import KINDS, computations, first_group
 
 CLASSES = (
     "attention",  # the kernel, forward and backward, without projections
@@ -76,7 +76,7 @@ def by_kernel(name: str) -> str:
 def _class(line: str, bodies: dict[str, dict[str, str]]) -> str:
     opcodes = _opcodes(line, bodies)
     if any(opcode.startswith(KINDS) for opcode in opcodes):
-        return "communication"
+        return "copies" if len(first_group(line)) == 1 else "communication"
     scopes = _TOKEN.findall(match[1]) if (match := _PATH.search(line)) else []
     for scope, kind in SCOPES.items():
         if scope in scopes:

@@ -88,7 +88,7 @@ def show(console: Console, row: dict[str, Any]) -> None:
         "compiled": f"in {row['compile_s']} s",
         "step": f"{step['median']} s, median of {step['steps']} ({step['min']} … {step['max']})",
         "speed": f"{row['tokens_per_s_per_device']:,} tokens/s per device",
-        "MFU": f"{_percent(row['mfu_causal'])} by 6N + 6·L·D·S (causal attention halved), "
+        "MFU": f"{_percent(row['mfu_causal'])} by 6N + 6·L·H·N·S (causal attention halved), "
         f"{_percent(row['mfu_whole_square'])} with attention counted in full, "
         f"{_percent(row['mfu_causal_without_optimizer'])} (halved) without the optimizer's share",
         "memory": f"compiler {memory['arguments']} + {memory['temporary']} GiB (state and batch + "

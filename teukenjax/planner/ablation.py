@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from teukenjax.errors import UserError, nearest
+from teukenjax.errors import UserError, disk_errors, nearest
 from teukenjax.flags import launch
 from teukenjax.hardware import catalogue, find_hardware
 from teukenjax.picture import Picture, table_of
@@ -75,21 +76,32 @@ def ablate(
             if name not in known:
                 raise UserError(f"'{name}': {nearest(name, known)}")
     end = time.monotonic() + seconds
+    for micro_batch, remat, strategy in itertools.product(micro_batches, remats, strategies):
+        if time.monotonic() < end:
+            yield _apart(Case(recipe, overrides, strategy, remat, micro_batch, repeats))
+
+
+def _apart(case: Case) -> dict[str, str]:
+    """One case's row, by a process of its own: it may be killed, for the memory that it takes."""
     spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawned, max_tasks_per_child=1) as pool:
-        for micro_batch, remat, strategy in itertools.product(micro_batches, remats, strategies):
-            if time.monotonic() < end:
-                case = Case(recipe, overrides, strategy, remat, micro_batch, repeats)
-                yield pool.submit(attempt, case).result()
+    with ProcessPoolExecutor(1, mp_context=spawned) as pool:
+        try:
+            return pool.submit(attempt, case).result()
+        except BrokenProcessPool:
+            return _choices(case) | {"failed": "its process was killed, or aborted"}
 
 
 def attempt(case: Case) -> dict[str, str]:
     """One case's row."""
-    row = {"strategy": case.strategy, "remat": case.remat, "micro_batch": str(case.micro_batch)}
     try:
-        return row | run_case(case) | {"failed": ""}
+        return _choices(case) | run_case(case) | {"failed": ""}
     except (UserError, jax.errors.JaxRuntimeError) as error:
-        return row | {"failed": str(error).splitlines()[0][:200]}
+        return _choices(case) | {"failed": str(error).splitlines()[0][:200]}
+
+
+def _choices(case: Case) -> dict[str, str]:
+    micro_batch = str(case.micro_batch)
+    return {"strategy": case.strategy, "remat": case.remat, "micro_batch": micro_batch}
 
 
 def run_case(case: Case) -> dict[str, str]:
@@ -164,7 +176,8 @@ def measure(step, state, batch, repeats: int) -> float:
 
 def write(rows: list[dict[str, str]], out: Path) -> None:
     """OUT/ablation.csv, and OUT/ablation.png: predicted against compiled and measured."""
-    out.mkdir(parents=True, exist_ok=True)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
     Picture(figure(rows), table_of(rows)).save(out / "ablation")
 
 

@@ -38,7 +38,9 @@ class Request:
           UserError: for a mistake in the recipe, or unknown hardware.
         """
         hw, constants = as_measured(named(self.hardware))
-        return Question(self._load(), hw, self.devices, self.sequences, constants)
+        recipe = self._load()
+        _refuse_what_is_not_predicted(recipe)
+        return Question(recipe, hw, self.devices, self.sequences, constants)
 
     @property
     def budget(self) -> float:
@@ -56,6 +58,19 @@ class Request:
         if self.recipe is None:
             raise UserError("plan: RECIPE is missing; only --table goes without one")
         return with_vocabulary(load(self.recipe, self.overrides))
+
+
+def _refuse_what_is_not_predicted(recipe: Recipe) -> None:
+    if recipe.compute.dtype != "bfloat16":
+        raise UserError(
+            f"plan: compute.dtype={recipe.compute.dtype}: products and activations are predicted "
+            "in bfloat16 only: plan with compute.dtype=bfloat16"
+        )
+    if recipe.sft is not None and recipe.sft.lora is not None:
+        raise UserError(
+            "plan: sft.lora: gradients and moments are predicted of all weights only: "
+            "plan with sft.lora=null"
+        )
 
 
 def plan(

@@ -35,8 +35,11 @@ def days(answer: Answer, tokens: float) -> float:
 
 def counts(question: Question) -> list[int]:
     """The numbers of devices over which the batch divides, ascending."""
-    sequences = question.recipe.tokens_per_step // question.recipe.model.context
-    return [n for n in divisors(sequences) if n <= MOST_DEVICES]
+    tokens = question.recipe.tokens_per_step
+    found = {
+        n for length in question.lengths if tokens % length == 0 for n in divisors(tokens // length)
+    }
+    return sorted(n for n in found if n <= MOST_DEVICES)
 
 
 def answers(question: Question, numbers: list[int]):
@@ -63,9 +66,9 @@ def fewest_devices(question: Question) -> int | None:
 
 
 def longest_sequence(question: Question) -> int | None:
-    """The longest sequence, below the recipe's, with which any plan fits; multiples of 128."""
-    tokens, context = question.recipe.tokens_per_step, question.recipe.model.context
-    lengths = [n for n in divisors(tokens) if n < context and n % 128 == 0]
+    """The longest sequence, below those asked for, with which any plan fits; multiples of 128."""
+    tokens, shortest = question.recipe.tokens_per_step, min(question.lengths)
+    lengths = [n for n in divisors(tokens) if n < shortest and n % 128 == 0]
     for length in reversed(lengths):
         try:
             answer = search(question.on(sequences=(length,)))

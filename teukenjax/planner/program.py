@@ -58,7 +58,7 @@ def collectives(text: str) -> list[Collective]:
         match = _COLLECTIVE.search(line)
         if match is None:
             continue
-        kind, group = match[1], _first_group(line)
+        kind, group = match[1], first_group(line)
         if len(group) > 1:
             size = _whole_bytes(kind, line[: match.start()], len(group), bool(match[2]))
             found.append(Collective(kind, size, group, count))
@@ -145,7 +145,7 @@ def _whole_bytes(kind: str, types: str, members: int, started: bool) -> int:
     return total // 2
 
 
-def _first_group(line: str) -> tuple[int, ...]:
+def first_group(line: str) -> tuple[int, ...]:
     """The first replica group, from any of the three notations."""
     if match := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
         return tuple(int(d) for d in match[1].split(",") if d)

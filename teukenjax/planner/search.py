@@ -44,6 +44,11 @@ class Question:
     constants: Software = dataclasses.field(default_factory=lambda: software("teukenjax"))
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of the sequences to try."""
+        return self.sequences or (self.recipe.model.context,)
+
+    @property
     def setting(self) -> Setting:
         """What its plans have in common."""
         shape, optimizer = Shape.of(self.recipe.model), Optimizer.of(self.recipe.optimizer)
@@ -126,10 +131,8 @@ def more_memory(hw: Hardware, size: float) -> Hardware:
 def enumerate_plans(question: Question) -> Plans:
     """Every strategy × mesh × sequence × accumulation × remat × light × once that divides."""
     recipe, shape = question.recipe, question.setting.shape
-    meshes = meshes_of(question.devices, shape)
-    if not meshes:
-        raise UserError(_no_mesh(question.devices, shape))
-    lengths = question.sequences or (recipe.model.context,)
+    meshes = meshes_of(question.devices, shape)  # ddp at least
+    lengths = tuple(dict.fromkeys(question.lengths))
     batches = [b for length in lengths for b in _batches(recipe, length, meshes)]
     if not batches:
         raise UserError(_no_batch(question, lengths))
@@ -186,20 +189,12 @@ def divisors(n: int) -> list[int]:
     return sorted({*small, *(n // d for d in small)})
 
 
-def _no_mesh(devices: int, shape: Shape) -> str:
-    near = [n for n in range(1, 2 * devices + 1) if meshes_of(n, shape)]
-    below = max((n for n in near if n < devices), default=None)
-    above = min((n for n in near if n > devices), default=None)
-    fits = " or ".join(str(n) for n in (below, above) if n)
-    return (
-        f"--devices {devices}: neither width {shape.width} nor vocabulary {shape.vocab} divides "
-        f"over any mesh of them: take {fits}"
-    )
-
-
 def _no_batch(question: Question, lengths) -> str:
     tokens, devices = question.recipe.tokens_per_step, question.devices
     written = ", ".join(map(str, lengths))
+    lengths = [length for length in lengths if tokens % length == 0]
+    if not lengths:
+        return f"--sequence {written}: a batch of {tokens:,} tokens is no whole number of them"
     sequences = tokens // max(lengths)
     return (
         f"--devices {devices}: a batch of {tokens:,} tokens in sequences of {written} does not "

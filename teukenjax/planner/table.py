@@ -49,11 +49,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
       UserError: when it cannot be read or has no rows.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"{path}: cannot be read: {reason}") from None
-    rows = list(csv.DictReader(line for line in lines if line and not line.startswith("#")))
+    cells = (line for line in lines if line and not line.startswith("#"))
+    rows = list(csv.DictReader(cells, restval=""))
     if not rows:
         raise UserError(f"{path}: has no rows")
     for number, row in enumerate(rows, start=1):
@@ -96,7 +97,12 @@ def understand(row: dict[str, str]) -> Run:
     sequence, gpus = _whole(row, "seq_len"), _whole(row, "gpus")
     shape, hw = _shape(row, sequence), _hardware(row)
     strategy = _word(row, "sharding", SHARDING, NAMES, "fsdp")
-    replica = max(1, gpus // hw.node.devices) if strategy == "hsdp" else 1
+    replica = 1
+    if strategy == "hsdp" and gpus > hw.node.devices:
+        replica, rest = divmod(gpus, hw.node.devices)
+        if rest:
+            each = hw.node.devices
+            raise UserError(f"gpus={gpus}: hsdp is over whole nodes: expected a multiple of {each}")
     plan = Plans.single(
         strategy=strategy,
         remat=_word(row, "activation_checkpointing", REMAT, POLICIES, "none"),
@@ -179,9 +185,17 @@ def _shape(row: dict[str, str], sequence: int) -> Shape:
         **values,
         kv_heads=_whole(row, "kv_heads", heads),
         head_dim=_whole(row, "head_dim", values["width"] // heads),
-        gated=row.get("gated", "T").upper() in ("T", "TRUE"),
-        tied=row.get("tied", "T").upper() in ("T", "TRUE"),
+        gated=_flag(row, "gated"),
+        tied=_flag(row, "tied"),
     )
+
+
+def _flag(row: dict[str, str], column: str) -> bool:
+    """True where the cell is empty."""
+    cell = row.get(column) or "T"
+    if cell.upper() not in ("T", "TRUE", "F", "FALSE"):
+        raise UserError(f"{column}={cell}: allowed: T, F")
+    return cell.upper().startswith("T")
 
 
 def _word(row, column: str, words: dict[str, str], ours: tuple[str, ...], default: str) -> str:
