@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -35,6 +36,21 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     allowed = sorted(allowed)
     close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"allowed: {', '.join(allowed)}"
+
+
+def check_room_for(path: Path) -> None:
+    """A UserError when no new file could come to be at ``path``, before hours are spent on it.
+
+    Neither the file nor its folder is made.
+    """
+    reasons = {
+        "it is a folder": path.is_dir(),
+        "its folder does not exist": not path.parent.is_dir(),
+        "its folder cannot be written to": not os.access(path.parent, os.W_OK),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UserError(f"{path}: cannot be written: {reason}")
 
 
 @contextlib.contextmanager

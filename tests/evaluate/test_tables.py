@@ -64,8 +64,12 @@ def test_scores_of_others_may_be_means_or_by_language_or_results_of_ours(tmp_pat
     given = {"models": {"a": {"arc": {"de": 0.5, "mt": 0.25}}, "b": {"arc": 0.4}}}
     assert models_of(given, "f") == {"a": {"arc": 0.375}, "b": {"arc": 0.4}}
     assert models_of({"model": "c", "shown": SHOWN}, "f")["c"] == means(SHOWN)
-    with pytest.raises(UserError, match="f: holds no scores"):
-        models_of({"models": [1]}, "f")
+    for other in (
+        [], 3, {"models": [1]}, {"models": {"a": {"arc": "x"}}}, {"models": {"a": {"arc": {}}}},
+        {"models": {"a": {"arc": {"de": None}}}}, {"shown": SHOWN}, {"model": "m", "shown": 3},
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="f: holds no scores"):
+            models_of(other, "f")
     file = tmp_path / "x.json"
     with pytest.raises(UserError, match="cannot be read"):
         read_scores(file)

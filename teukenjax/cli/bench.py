@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from teukenjax.cli.options import Overrides, RecipeFile, console
+from teukenjax.errors import check_room_for
 
 bench = typer.Typer(help="Measures this machine.", no_args_is_help=True)
 
@@ -17,6 +18,7 @@ def calibrate(
     """Time products, attention, copies and collectives; `plan` then uses what was measured."""
     from teukenjax.planner import calibrate as bench_
 
+    check_room_for(out)
     profile = bench_.calibrate()
     bench_.show(console(), profile)
     bench_.write(profile, out)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from teukenjax.cli.options import RunPath, console
-from teukenjax.errors import UserError
+from teukenjax.errors import UserError, check_room_for
 
 
 def evaluate(
@@ -48,6 +48,10 @@ def evaluate(
     for name, value in (("task-data", task_data), ("limit", limit), ("against", against)):
         if value and suite is None:
             raise UserError(f"--{name}: goes with --suite")
+    if out is not None:
+        if out.suffix != ".json":
+            raise UserError(f"--json {out}: expected a name that ends in .json")
+        check_room_for(out)
     if text is not None:
         command.text(console(), run, text, out=out, batch_tokens=batch_tokens, gaps=gaps)
     elif suite is not None:

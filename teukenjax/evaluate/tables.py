@@ -2,12 +2,25 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import BaseModel, Field
 
 from teukenjax.errors import UserError
 from teukenjax.evaluate.suite import SuiteConfig
 
 Rows = list[list[str]]
+ByLanguage = Annotated[dict[str, float], Field(min_length=1)]
+
+
+class _Scores(BaseModel):
+    models: dict[str, dict[str, float | ByLanguage]]
+
+
+class _Result(BaseModel):
+    model: str
+    shown: dict[str, ByLanguage]
 
 
 def by_language(scores: Mapping[str, Any], suite: SuiteConfig) -> dict[str, dict[str, float]]:
@@ -23,25 +36,27 @@ def means(shown: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {task: math.fsum(found.values()) / len(found) for task, found in shown.items()}
 
 
-def models_of(content: Mapping[str, Any], origin: str) -> dict[str, dict[str, float]]:
+def models_of(content: Any, origin: str) -> dict[str, dict[str, float]]:
     """Model → task → mean, of a file of scores: a mean, or values by language, for each task.
 
     Raises:
       UserError: when the content is neither such a file nor a result of ``eval --suite``.
     """
-    if "shown" in content:
-        return {content["model"]: means(content["shown"])}
-    models = content.get("models")
-    if not isinstance(models, Mapping) or not all(isinstance(m, Mapping) for m in models.values()):
+    try:
+        if isinstance(content, Mapping) and "shown" in content:
+            result = _Result.model_validate(content)
+            return {result.model: means(result.shown)}
+        models = _Scores.model_validate(content).models
+    except pydantic.ValidationError:
         raise UserError(
-            f'{origin}: holds no scores: {{"models": {{NAME: {{TASK: MEAN}}}}}} expected'
-        )
+            f'{origin}: holds no scores: {{"models": {{NAME: {{TASK: MEAN}}}}}} expected, or '
+            "{LANGUAGE: SCORE} in place of MEAN"
+        ) from None
     return {
         name: {
-            task: math.fsum(x.values()) / len(x) if isinstance(x, Mapping) else float(x)
-            for task, x in tasks.items()
+            task: x if isinstance(x, float) else means({task: x})[task] for task, x in of.items()
         }
-        for name, tasks in models.items()
+        for name, of in models.items()
     }
 
 
