@@ -1,7 +1,12 @@
 """What of the scripts in tools/ can be tried in seconds; the others measure."""
 
 import runpy
+import sys
 from pathlib import Path
+
+import pytest
+
+from teukenjax.errors import UserError
 
 TOOLS = Path(__file__).parent.parent / "tools"
 
@@ -11,6 +16,18 @@ def test_tutorial_learns(capsys):
     first, *_, last = capsys.readouterr().out.splitlines()
     assert float(first.split()[-1]) > 3.5
     assert float(last.split()[-1]) < 1.0
+
+
+def test_the_plain_loop_trains(capsys, tmp_path, monkeypatch):
+    given = ["configs/quickstart.yaml", "steps=2", f"out={tmp_path}", "compute.xla_flags.no_flag=1"]
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *given[:-1]])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(TOOLS / "pretrain.py"), run_name="__main__")
+    assert end.value.code == 0
+    assert "step 2: loss 6." in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *given])
+    with pytest.raises(UserError, match="no_flag=1"):
+        runpy.run_path(str(TOOLS / "pretrain.py"), run_name="__main__")
 
 
 def test_the_longest_sequence_is_found_from_any_start():

@@ -15,6 +15,7 @@ from rich.console import Console
 from teukenjax.data.loader import batches
 from teukenjax.data.prepare import open_store
 from teukenjax.data.stream import Stream
+from teukenjax.flags import launch
 from teukenjax.recipe import load
 from teukenjax.sharding import make_layout
 from teukenjax.train.batch import place_batch
@@ -29,6 +30,7 @@ def main(
 ) -> None:
     """Trains what the recipe at ``path`` describes."""
     recipe = load(path, overrides or [])
+    launch(recipe.compute)  # XLA's flags and the environment, before anything touches a device
     store = open_store(recipe, Console())
     recipe = resolve(recipe, store.tokenizer())
 

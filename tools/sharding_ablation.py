@@ -48,7 +48,8 @@ def main(
             write(rows, out)  # after each case: a run that is cut short leaves what it had
             console.print(" ".join(f"{key} {value}" for key, value in row.items() if value))
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     console.print(table(rows))
 
 

@@ -27,7 +27,7 @@ def calibrate(
 @bench.command()
 def kernels(
     only: Annotated[list[str] | None, typer.Option(help="Kernels, by name; default: all.")] = None,
-    shrink: Annotated[int, typer.Option(min=1, help="Divide the sizes, for a CPU.")] = 1,
+    shrink: Annotated[int, typer.Option(min=1, max=64, help="Divide the sizes, for a CPU.")] = 1,
 ) -> None:
     """Check and time every kernel beside what XLA and cuDNN make of the same call."""
     import jax
