@@ -54,6 +54,35 @@ def test_a_right_answer_is_one_of_the_choices(label):
         KINDS["mmlu"]({"question": "Q", "choices": ["x", "y"], "answer": label}, "en")
 
 
+@pytest.mark.parametrize(
+    ("kind", "row", "message"),
+    [
+        ("gsm8k", {"question": "Q", "answer": "42"}, "the answer has no ####"),
+        ("gsm8k", {"question": None, "answer": "#### 42"}, "the question is no text"),
+        (
+            "truthfulqa_mc2",
+            {"mc2_targets": {"choices": ["x", "y"], "labels": [1]}},
+            "1 labels of 2",
+        ),
+        ("truthfulqa_mc2", {"mc2_targets": {"choices": ["x"], "labels": [0]}}, "one of them 1"),
+        (
+            "truthfulqa_mc2",
+            {"mc2_targets": {"choices": ["x"], "labels": ["1"]}},
+            "0 and 1 expected",
+        ),
+        ("arc", {"choices": "xyz", "answerKey": "A"}, "choices are no list but str"),
+        (
+            "arc",
+            {"choices": {"text": ["x"], "label": ["A", "B"]}, "answerKey": "A"},
+            "2 labels of 1",
+        ),
+    ],
+)
+def test_a_question_that_cannot_be_scored_is_refused(kind, row, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        KINDS[kind]({"question": "Q"} | row, "en")
+
+
 def test_a_missing_file_and_a_broken_row_are_named(tmp_path):
     local_tasks.write(tmp_path, questions=2)
     ask = lambda: Questions(local_tasks.suite(), tmp_path)("arc", "de", "test")  # noqa: E731

@@ -132,6 +132,13 @@ def plan(
         tokens=tokens,
         sequences=tuple(sequence or []),
     )
+    one = {"--table": table, "--ablate": ablate, "--target-days": target_days}
+    asked = next((name for name, value in one.items() if value is not None), None)
+    others = one | {"--compile": compile_ or None, "--report": report}
+    others |= {} if asked == "--table" else {"--out": out}
+    for name, value in others.items():
+        if asked and name != asked and value is not None:
+            raise UserError(f"{name}: does not go with {asked}")
     if table is not None:
         command.predict_rows(console(), table, out)
     elif ablate is not None:

@@ -11,12 +11,11 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from teukenjax.errors import UserError
-from teukenjax.evaluate.questions import WORDS
+from teukenjax.evaluate.questions import NUMBER, WORDS
 from teukenjax.evaluate.suite import Questions, TaskConfig
 
 # task → language → metric → value; besides the harness's metrics, "questions": their number.
 Scores = dict[str, dict[str, dict[str, float]]]
-STRICT = "#### (\\-?[0-9\\.\\,]+)"
 
 
 def run_suite(lm: LM, questions: Questions, *, limit: int | None = None) -> Scores:
@@ -104,7 +103,7 @@ def _generated(task: TaskConfig, language: str) -> dict[str, Any]:
     options = {"until": stops, "do_sample": False, "max_gen_toks": task.new_tokens}
     ignored = [",", "\\$", "(?s).*#### ", "\\.$"]
     match = _mean(*task.metrics) | {"ignore_case": True, "regexes_to_ignore": ignored}
-    number = [{"function": "regex", "regex_pattern": STRICT}, {"function": "take_first"}]
+    number = [{"function": "regex", "regex_pattern": NUMBER}, {"function": "take_first"}]
     return {
         "output_type": "generate_until",
         "doc_to_target": lambda doc: doc["answer"],

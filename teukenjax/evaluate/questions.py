@@ -22,6 +22,7 @@ WORDS = {
     "sk": ("Otázka", "Odpoveď"), "sl": ("Vprašanje", "Odgovor"), "sv": ("Fråga", "Svar"),
 }  # fmt: skip
 LETTERS = "ABCDEFGHIJ"
+NUMBER = "#### (\\-?[0-9\\.\\,]+)"  # of gsm8k, as the harness looks for it
 Question = dict[str, Any]  # prompt, choices and gold; or prompt and answer; mc2: labels
 
 
@@ -30,10 +31,11 @@ def arc(row: dict[str, Any], language: str) -> Question:
     choices, labels = row["choices"], LETTERS
     if isinstance(choices, dict):
         choices, labels = choices["text"], choices["label"]
+        _check_each_has_one(labels, choices)
     prompt = _asked(row["question"], language)
     return {
         "prompt": prompt,
-        "choices": list(choices),
+        "choices": _list(choices),
         "gold": _one_of(list(labels).index(row["answerKey"]), choices),
     }
 
@@ -67,12 +69,17 @@ def truthfulqa_mc1(row: dict[str, Any], language: str) -> Question:
 def truthfulqa_mc2(row: dict[str, Any], language: str) -> Question:
     """The probability of all true answers together."""
     choices, labels = (list(row["mc2_targets"][key]) for key in ("choices", "labels"))
+    _check_each_has_one(labels, choices)
+    if not set(labels) <= {0, 1} or 1 not in labels:
+        raise ValueError(f"labels are {labels}: 0 and 1 expected, one of them 1 at least")
     prompt = _asked(row["question"], language)
     return {"prompt": prompt, "choices": choices, "gold": 0, "labels": labels}
 
 
 def gsm8k(row: dict[str, Any], language: str) -> Question:
     """A number, after ``####`` at the end of a worked solution."""
+    if not re.search(NUMBER, row["answer"]):
+        raise ValueError("the answer has no #### with a number after it: nothing could match it")
     return {"prompt": _asked(row["question"], language), "answer": row["answer"]}
 
 
@@ -86,6 +93,17 @@ KINDS: dict[str, Callable[[dict[str, Any], str], Question]] = {
 }
 
 
+def _list(choices: Any) -> list[str]:
+    if not isinstance(choices, list):  # a string would be its letters
+        raise TypeError(f"choices are no list but {type(choices).__name__}")
+    return choices
+
+
+def _check_each_has_one(labels: Sequence[Any], choices: Sequence[str]) -> None:
+    if len(labels) != len(choices):
+        raise ValueError(f"{len(labels)} labels of {len(choices)} choices")
+
+
 def _one_of(index: int, choices: Sequence[str]) -> int:
     # The harness would count -1 as the last one, and what is beyond as a wrong answer.
     if not 0 <= index < len(choices):
@@ -93,7 +111,9 @@ def _one_of(index: int, choices: Sequence[str]) -> int:
     return index
 
 
-def _asked(text: str, language: str) -> str:
+def _asked(text: Any, language: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"the question is no text but {type(text).__name__}")
     question, answer = WORDS[language]
     return f"{question}: {text}\n{answer}:"
 
