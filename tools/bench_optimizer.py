@@ -75,6 +75,8 @@ def main(
         return Program(changed, make_layout(base.sharding), platform=devices[0].platform)
 
     chosen = {name: options for name, options in OPTIMIZERS.items() if only in name}
+    if not chosen and only not in BY_COMPILER:
+        raise typer.BadParameter(f"{only}: in none of {', '.join(OPTIMIZERS)}")
     per_token = time_micro_batch(program(OPTIMIZERS["scion kj"]), sequences, repeats)
     print(f"forward and backward: {1e6 * per_token:.3f} µs per token and device")
     rows, timed = [], {name: program(options) for name, options in chosen.items()}

@@ -25,6 +25,7 @@ from teukenjax.recipe.section import Section
 MAX_BYTES = 1 << 20
 MAX_VALUES = 100_000
 OPTIMIZERS = {"adamw": AdamWConfig, "scion": ScionConfig}
+PLAIN = {"bool", "int", "str"}  # of a union of them each has a complaint of its own
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -216,9 +217,6 @@ def _position(target: list, name: str, override: str) -> int:
     return int(name)
 
 
-_PLAIN = [("bool",), ("int",), ("str",)]
-
-
 def _is_variant(part: str | int) -> bool:
     return part in OPTIMIZERS or "[" in str(part)
 
@@ -244,10 +242,12 @@ def _explain(error: pydantic.ValidationError, section: type[Section]) -> str:
     if first["type"] == "value_error":
         return f"{key}: {message}" if key else message
     message = message[0].lower() + message[1:]
-    if first["loc"][-1:] in _PLAIN:  # one of several plain types, each with a complaint of its own
+    outer, kind = first["loc"][:-1], first["loc"][-1:]
+    also = [e for e in others if e["loc"][:-1] == outer and PLAIN.issuperset(e["loc"][-1:])]
+    if PLAIN.issuperset(kind) and also:
         key = ".".join(location[:-1])
-        also = [e["msg"] for e in others if e["loc"][:-1] == first["loc"][:-1]]
-        message = " or ".join([message, *(text.removeprefix("Input should be ") for text in also)])
+        said = (e["msg"].removeprefix("Input should be ") for e in also)
+        message = " or ".join([message, *said])
     return f"key '{key}' is {json.dumps(first['input'], default=str):.60}: {message}"
 
 
