@@ -70,6 +70,8 @@ def test_a_right_answer_is_one_of_the_choices(label):
             {"mc2_targets": {"choices": ["x"], "labels": ["1"]}},
             "0 and 1 expected",
         ),
+        ("truthfulqa_mc1", {"mc1_targets": {"choices": ["x"], "labels": [1, 0]}}, "2 labels of 1"),
+        ("mmlu", {"choices": "xyz", "answer": 0}, "choices are no list but str"),
         ("arc", {"choices": "xyz", "answerKey": "A"}, "choices are no list but str"),
         (
             "arc",

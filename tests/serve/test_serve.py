@@ -141,31 +141,43 @@ def test_a_conversation_goes_on_after_an_answer_of_nothing(client, generator, mo
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_has_gone_does_not_keep_the_model(generator, monkeypatch, stream):
-    written = []
+    """Nor is it left while the thread of a step still runs: the next would run beside it."""
+    steps, running, most = [], [], []
 
     def slow(*_, **__):
-        for number in range(200):
-            time.sleep(0.01)
-            written.append(number)
-            yield ""  # no text yet, so that the stream has not begun
+        for number in range(50):
+            running.append(number)
+            most.append(len(running))
+            time.sleep(0.05)
+            running.pop()
+            steps.append(number)
+            yield ""  # no text yet, so that a stream has not begun
 
     monkeypatch.setattr(generator, "text", slow)
-    body = json.dumps({"prompt": "Die", "stream": stream}).encode()
-    said = iter([{"type": "http.request", "body": body}, {"type": "http.disconnect"}])
-    path = "/v1/completions"
-    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
-
-    async def receive():
-        message = next(said)
-        await asyncio.sleep(0.1 if message["type"] == "http.disconnect" else 0)
-        return message
-
-    async def send(_):
-        pass
-
     app = make_app(generator, name="tiny", host="0.0.0.0")
-    asyncio.run(asyncio.wait_for(app(scope, receive, send), 30))
-    assert 0 < len(written) < 200
+
+    async def ask(seconds: float):
+        body = json.dumps({"prompt": "Die", "stream": stream}).encode()
+        said = iter([(0, {"type": "http.request", "body": body})])
+
+        async def receive():
+            pause, message = next(said, (seconds, {"type": "http.disconnect"}))
+            await asyncio.sleep(pause)
+            return message
+
+        async def send(_):
+            pass
+
+        path = "/v1/completions"
+        scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+        await app(scope, receive, send)
+
+    async def both():
+        await asyncio.wait_for(asyncio.gather(ask(0.22), ask(0.52)), 30)
+
+    asyncio.run(both())
+    assert 0 < len(steps) < 50  # of 100
+    assert max(most) == 1
 
 
 def test_a_stop_string_ends_the_text_before_it(client):
@@ -211,7 +223,7 @@ def test_a_request_that_cannot_be_served_is_refused_in_one_line(client, change, 
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([], "messages: the last one has to be the user's"),
+        ([], "messages: there are none"),
         ([*QUESTION, {"role": "assistant", "content": "a"}], "messages: the last one has to be"),
         ([*QUESTION, *QUESTION], "turns do not alternate"),
         ([{"role": "user", "content": "a</s>b"}], "holds the special piece '</s>'"),

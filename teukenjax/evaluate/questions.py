@@ -45,13 +45,13 @@ def hellaswag(row: dict[str, Any], language: str) -> Question:
     del language
     context = f"{row['ctx_a']} {row['ctx_b'].capitalize()}"
     prompt = _without_marks(f"{row['activity_label']}: {context}")
-    endings = [_without_marks(ending) for ending in row["endings"]]
+    endings = [_without_marks(ending) for ending in _list(row["endings"])]
     return {"prompt": prompt, "choices": endings, "gold": _one_of(int(row["label"]), endings)}
 
 
 def mmlu(row: dict[str, Any], language: str) -> Question:
     """Multiple choice on the letter."""
-    letters = list(LETTERS[: len(row["choices"])])
+    letters = list(LETTERS[: len(_list(row["choices"]))])
     lines = (f"{key}. {text}\n" for key, text in zip(letters, row["choices"], strict=True))
     question, answer = WORDS[language]
     prompt = f"{question}: {row['question'].strip()}\n{''.join(lines)}{answer}:"
@@ -61,14 +61,15 @@ def mmlu(row: dict[str, Any], language: str) -> Question:
 def truthfulqa_mc1(row: dict[str, Any], language: str) -> Question:
     """One true answer among false ones."""
     targets = row["mc1_targets"]
-    choices = list(targets["choices"])
+    choices = _list(targets["choices"])
+    _check_each_has_one(targets["labels"], choices)
     gold = _one_of(list(targets["labels"]).index(1), choices)
     return {"prompt": _asked(row["question"], language), "choices": choices, "gold": gold}
 
 
 def truthfulqa_mc2(row: dict[str, Any], language: str) -> Question:
     """The probability of all true answers together."""
-    choices, labels = (list(row["mc2_targets"][key]) for key in ("choices", "labels"))
+    choices, labels = (_list(row["mc2_targets"][key]) for key in ("choices", "labels"))
     _check_each_has_one(labels, choices)
     if not set(labels) <= {0, 1} or 1 not in labels:
         raise ValueError(f"labels are {labels}: 0 and 1 expected, one of them 1 at least")
@@ -93,7 +94,7 @@ KINDS: dict[str, Callable[[dict[str, Any], str], Question]] = {
 }
 
 
-def _list(choices: Any) -> list[str]:
+def _list(choices: Any) -> list[Any]:
     if not isinstance(choices, list):  # a string would be its letters
         raise TypeError(f"choices are no list but {type(choices).__name__}")
     return choices

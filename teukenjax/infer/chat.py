@@ -33,7 +33,9 @@ def chat_ids(
     Raises:
       UserError: for messages of another form, or an unknown language.
     """
-    if not messages or messages[-1].get("role") != "user":
+    if not messages:
+        raise UserError("messages: there are none")
+    if messages[-1].get("role") != "user":
         raise UserError("messages: the last one has to be the user's")
     said = [message | _answered(message) for message in messages]
     answered = [*said, {"role": "assistant", "content": "?"}]  # parse takes whole turns

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import anyio
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import iterate_in_threadpool
@@ -115,7 +116,8 @@ class Answer:
 
     async def whole(self) -> JSONResponse:
         """The answer in one piece."""
-        text = "".join([piece async for piece in self.pieces()])
+        async with contextlib.aclosing(self.pieces()) as pieces:
+            text = "".join([piece async for piece in pieces])
         content = self._message("message", {"role": "assistant", "content": text}, text)
         kind = "chat.completion" if self._chat else "text_completion"
         body = self._body(kind, [content | {"finish_reason": self._reason()}])
@@ -125,10 +127,11 @@ class Answer:
         """The answer as server-sent events."""
         kind = "chat.completion.chunk" if self._chat else "text_completion"
         delta = {"role": "assistant"}
-        async for piece in self.pieces():
-            content = self._message("delta", delta | {"content": piece}, piece)
-            yield _event(self._body(kind, [content | {"finish_reason": None}]))
-            delta = {}
+        async with contextlib.aclosing(self.pieces()) as pieces:
+            async for piece in pieces:
+                content = self._message("delta", delta | {"content": piece}, piece)
+                yield _event(self._body(kind, [content | {"finish_reason": None}]))
+                delta = {}
         end = self._message("delta", delta, "") | {"finish_reason": self._reason()}
         yield _event(self._body(kind, [end]))
         if self._request.stream_options and self._request.stream_options.include_usage:
@@ -248,15 +251,14 @@ def _answers(server: Server, kind: type[Request]) -> Callable:
 
 async def _while_there[T](received: Received, work: Awaitable[T]) -> T:
     """Does the work, unless the client goes: then it ends, and what it held is free."""
-    doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(received))
-    try:
-        await asyncio.wait((doing, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
-            raise ClientDisconnect
-        return doing.result()
-    finally:
-        doing.cancel()
-        gone.cancel()
+    with anyio.CancelScope() as scope:  # unlike a task's cancel, it waits for a step on a thread
+        gone = asyncio.ensure_future(_disconnect(received))
+        gone.add_done_callback(lambda done: done.cancelled() or scope.cancel())
+        try:
+            return await work
+        finally:
+            gone.cancel()
+    raise ClientDisconnect
 
 
 async def _disconnect(received: Received) -> None:
