@@ -349,3 +349,17 @@ def test_bfloat16_loss_is_within_a_hundredth_of_float32(config):
     ]
     assert losses[0] != losses[1]
     assert abs(losses[0] - losses[1]) < 1e-2
+
+
+def test_float32_is_no_tf32_in_any_product_of_a_step():
+    """GPUs multiply float32 in TF32 unless each product says that it may not."""
+
+    def precisions(dtype):
+        model = model_of(tiny_config(), dtype=dtype)
+        shape, tokens = (2, model.config.context), jnp.zeros((2, model.config.context + 1), "int32")
+        loss = lambda p: model.bind(p).loss(tokens, jnp.ones(shape))[0]  # noqa: E731
+        text = jax.jit(jax.grad(loss)).lower(model.abstract).as_text()
+        return {line.split("precision = ")[1][:18] for line in text.splitlines() if "dot_g" in line}
+
+    assert precisions("float32") == {"[HIGHEST, HIGHEST]"}
+    assert precisions("bfloat16") == {"[DEFAULT, DEFAULT]"}

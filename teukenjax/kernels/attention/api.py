@@ -1,10 +1,13 @@
 """What the model calls: one causal attention."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from teukenjax.precision import precision_of
 from teukenjax.sharding import BATCH_AXES, Layout
 
 HEADS = P(BATCH_AXES, None, "tensor", None)  # of queries, keys and values
@@ -67,7 +70,14 @@ def attention(
         assert segments is None
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
     same = None if segments is None else segments[:, None, :, None] == segments[:, None, None, :]
-    return jax.nn.dot_product_attention(q, k, v, mask=same, is_causal=True, implementation="xla")
+    return _by_xla(q, k, v, mask=same, is_causal=True)
+
+
+def _by_xla(q, k, v, **masks):
+    # Of its products the gradients' take over the precision.
+    is_exact = precision_of(q.dtype) is not None
+    with jax.default_matmul_precision("highest") if is_exact else contextlib.nullcontext():
+        return jax.nn.dot_product_attention(q, k, v, **masks, implementation="xla")
 
 
 def _by_pallas(q, k, v, segments, layout: Layout | None):
@@ -105,4 +115,4 @@ def cached_attention(
     """
     positions_BT = start[:, None] + jnp.arange(q.shape[1])[None]
     visible = jnp.arange(k.shape[1])[None, None] <= positions_BT[:, :, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], implementation="xla")
+    return _by_xla(q, k, v, mask=visible[:, None])
