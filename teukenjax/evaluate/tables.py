@@ -33,7 +33,7 @@ def by_language(scores: Mapping[str, Any], suite: SuiteConfig) -> dict[str, dict
 
 def means(shown: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Task → mean over languages, each counting the same."""
-    return {task: math.fsum(found.values()) / len(found) for task, found in shown.items()}
+    return {task: _mean(found) for task, found in shown.items()}
 
 
 def models_of(content: Any, origin: str) -> dict[str, dict[str, float]]:
@@ -53,11 +53,13 @@ def models_of(content: Any, origin: str) -> dict[str, dict[str, float]]:
             "{LANGUAGE: SCORE} in place of MEAN"
         ) from None
     return {
-        name: {
-            task: x if isinstance(x, float) else means({task: x})[task] for task, x in of.items()
-        }
-        for name, of in models.items()
+        name: {task: x if isinstance(x, float) else _mean(x) for task, x in tasks.items()}
+        for name, tasks in models.items()
     }
+
+
+def _mean(by_language: Mapping[str, float]) -> float:
+    return math.fsum(by_language.values()) / len(by_language)
 
 
 def table_of_models(models: Mapping[str, Mapping[str, float]], tasks: list[str]) -> Rows:

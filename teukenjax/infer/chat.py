@@ -1,15 +1,13 @@
 """Conversations with a model: Teuken's template around ``Generator``, also on a terminal."""
 
-import functools
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 
-from teukenjax.data.chat.messages import parse
+from teukenjax.data.chat.messages import parse, without_special
 from teukenjax.data.chat.template import Template, system_sentences
-from teukenjax.data.tokenizer import SPECIAL_PIECES, Tokenizer
+from teukenjax.data.tokenizer import Tokenizer
 from teukenjax.errors import UserError
 from teukenjax.infer.generate import Generator
 from teukenjax.infer.sampling import Sampling
@@ -52,10 +50,7 @@ def _answered(message: dict[str, Any]) -> dict[str, str]:
     content = message.get("content")
     if message.get("role") != "assistant" or not isinstance(content, str):
         return {}
-    if any(piece in unicodedata.normalize("NFKC", content) for piece in SPECIAL_PIECES):
-        content = unicodedata.normalize("NFKC", content)
-        while any(piece in content for piece in SPECIAL_PIECES):  # without one there may be another
-            content = functools.reduce(lambda text, p: text.replace(p, ""), SPECIAL_PIECES, content)
+    content = without_special(content)
     return {"content": content if content.strip() else "…"}
 
 

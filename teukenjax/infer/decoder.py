@@ -23,7 +23,7 @@ from teukenjax.infer.sampling import Choice, Sampling, sample
 from teukenjax.kernels.rms_norm.reference import reference_rms_norm
 from teukenjax.model import Functional
 from teukenjax.model.layers import embed, rope_angles
-from teukenjax.precision import precision_of
+from teukenjax.precision import einsum_fp32
 from teukenjax.sharding import BATCH_AXES
 
 PIECE = 256
@@ -202,6 +202,5 @@ def advance(
 def head(model: Functional, params: dict, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
     """Scores in fp32. Padding rows are cut from the scores: cutting the table would copy it."""
     table = params["embed" if model.config.tied else "head"]["table"]
-    how = {"precision": precision_of(hidden.dtype), "preferred_element_type": jnp.float32}
-    scores = jnp.einsum("bd,vd->bv", hidden, table, **how)
+    scores = einsum_fp32("bd,vd->bv", hidden, table)
     return scores[:, : model.config.vocab_size]

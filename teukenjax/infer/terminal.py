@@ -15,8 +15,7 @@ from teukenjax.run import load_run
 def load_generator(run: Path) -> Generator:
     """The model of RUN, spread over all devices; its fp32 weights are let go."""
     loaded = load_run(run, layout_of=decoding_layout)
-    form = loaded.recipe.sft.form if loaded.recipe.sft else "plain"
-    return Generator(loaded.model, loaded.params, loaded.tokenizer, form)
+    return Generator(loaded.model, loaded.params, loaded.tokenizer, loaded.chat_form)
 
 
 def print_continuations(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from teukenjax.precision import precision_of
+from teukenjax.precision import einsum_fp32, precision_of
 from teukenjax.sharding import Layout
 
 
@@ -64,9 +64,8 @@ def _backward(equation, axes, layout, scanned, residuals, dy):
     operands, out = equation.split("->")
     of_x, of_weight = operands.split(",")
     whole = _whole(weight, axes, x.dtype, layout)
-    einsum = functools.partial(jnp.einsum, precision=precision_of(x.dtype))
-    dx = einsum(f"{out},{of_weight}->{of_x}", dy, whole)
-    dw = einsum(f"{of_x},{out}->{of_weight}", x, dy, preferred_element_type=jnp.float32)
+    dx = jnp.einsum(f"{out},{of_weight}->{of_x}", dy, whole, precision=precision_of(x.dtype))
+    dw = einsum_fp32(f"{of_x},{out}->{of_weight}", x, dy)
     if not scanned:
         # XLA would put all layers' gradients off to the end, and keep their factors until then.
         dx, dw = jax.lax.optimization_barrier((dx, dw))

@@ -18,7 +18,7 @@ from teukenjax.model.initialisation import initializers
 from teukenjax.model.layers import Block, Norm, Weight, embed, rope_angles, weight
 from teukenjax.model.product import WithCopy
 from teukenjax.model.remat import rematerialised
-from teukenjax.precision import precision_of
+from teukenjax.precision import einsum_fp32
 from teukenjax.recipe import ComputeConfig, KernelsConfig, ModelConfig, ShardingConfig
 from teukenjax.sharding import Layout, WeightSpec, abstract_layout, is_spec, make_layout
 
@@ -110,8 +110,7 @@ class Teuken(nnx.Module):
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Next-token scores in fp32 without the padding; for few positions, not for training."""
         table = self.output_table[: self.config.vocab_size].astype(hidden.dtype)
-        how = {"precision": precision_of(hidden.dtype), "preferred_element_type": jnp.float32}
-        return jnp.einsum("...d,vd->...v", hidden, table, **how)
+        return einsum_fp32("...d,vd->...v", hidden, table)
 
     def _each(self, table: Table) -> Array:
         return self.layout.each(table.table[...])

@@ -45,8 +45,8 @@ class Question:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Of the sequences to try."""
-        return self.sequences or (self.recipe.model.context,)
+        """Of the sequences to try, each once."""
+        return tuple(dict.fromkeys(self.sequences)) or (self.recipe.model.context,)
 
     @property
     def setting(self) -> Setting:
@@ -132,10 +132,9 @@ def enumerate_plans(question: Question) -> Plans:
     """Every strategy × mesh × sequence × accumulation × remat × light × once that divides."""
     recipe, shape = question.recipe, question.setting.shape
     meshes = meshes_of(question.devices, shape)  # ddp at least
-    lengths = tuple(dict.fromkeys(question.lengths))
-    batches = [b for length in lengths for b in _batches(recipe, length, meshes)]
+    batches = [b for length in question.lengths for b in _batches(recipe, length, meshes)]
     if not batches:
-        raise UserError(_no_batch(question, lengths))
+        raise UserError(_no_batch(question))
     lights = (False, True) if question.setting.optimizer.light else (False,)
     # Meshes and batches are few; what multiplies is taken by broadcasting.
     rows, choices = np.array(batches), np.meshgrid(range(len(POLICIES)), lights, (False, True))
@@ -189,13 +188,13 @@ def divisors(n: int) -> list[int]:
     return sorted({*small, *(n // d for d in small)})
 
 
-def _no_batch(question: Question, lengths) -> str:
+def _no_batch(question: Question) -> str:
     tokens, devices = question.recipe.tokens_per_step, question.devices
-    written = ", ".join(map(str, lengths))
-    lengths = [length for length in lengths if tokens % length == 0]
-    if not lengths:
+    written = ", ".join(map(str, question.lengths))
+    whole = [length for length in question.lengths if tokens % length == 0]
+    if not whole:
         return f"--sequence {written}: a batch of {tokens:,} tokens is no whole number of them"
-    sequences = tokens // max(lengths)
+    sequences = tokens // max(whole)
     return (
         f"--devices {devices}: a batch of {tokens:,} tokens in sequences of {written} does not "
         f"divide over them: take a divisor of {sequences}, or set batch.sequences to a multiple"

@@ -97,12 +97,11 @@ def understand(row: dict[str, str]) -> Run:
     sequence, gpus = _whole(row, "seq_len"), _whole(row, "gpus")
     shape, hw = _shape(row, sequence), _hardware(row)
     strategy = _word(row, "sharding", SHARDING, NAMES, "fsdp")
-    replica = 1
-    if strategy == "hsdp" and gpus > hw.node.devices:
-        replica, rest = divmod(gpus, hw.node.devices)
-        if rest:
-            each = hw.node.devices
-            raise UserError(f"gpus={gpus}: hsdp is over whole nodes: expected a multiple of {each}")
+    replica, node = 1, hw.node.devices
+    if strategy == "hsdp" and gpus > node:
+        if gpus % node:
+            raise UserError(f"gpus={gpus}: hsdp is over whole nodes: expected a multiple of {node}")
+        replica = gpus // node
     plan = Plans.single(
         strategy=strategy,
         remat=_word(row, "activation_checkpointing", REMAT, POLICIES, "none"),

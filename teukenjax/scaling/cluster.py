@@ -35,13 +35,13 @@ class Request(NamedTuple):
 
     def work(self, console: Console) -> None:
         """Trains what is free; raises as ``flags.launch`` and ``sweep.work``."""
-        groups = self.groups()
         from teukenjax.flags import launch  # JAX starts in the job, not where it is sent from
-
-        for group in groups:  # of environments that differ, the first one's holds
-            launch(group.recipe.compute)
         from teukenjax.scaling.sweep import work
 
+        groups = self.groups()
+        computes = {group.model: group.recipe.compute for group in groups}
+        for compute in computes.values():  # of environments that differ, the first one's holds
+            launch(compute)
         work(groups, self.out, console)
 
 

@@ -56,6 +56,22 @@ def prompt_of(conversation: Conversation) -> str:
     return conversation.turns[-1][0]
 
 
+def without_special(text: str) -> str:
+    """The text less the special pieces that are spelled in it; normalised if there are any."""
+    while found := _special_in(text):  # without one there may be another
+        text = unicodedata.normalize("NFKC", text)
+        for piece in found:
+            text = text.replace(piece, "")
+    return text
+
+
+def _special_in(text: str) -> list[str]:
+    # The tokenizer matches special pieces inside text, which it has normalised: one would end the
+    # turn, or forge another.
+    read = unicodedata.normalize("NFKC", text)
+    return [piece for piece in SPECIAL_PIECES if piece in read]
+
+
 def _messages(row: dict[str, Any]) -> list[tuple[str, str]]:
     """(role, text) of each message."""
     if "messages" in row:
@@ -93,11 +109,7 @@ def _message(number: int, message: Any, role_key: str, text_key: str) -> tuple[s
 
 
 def _check_text(number: int, text: str) -> None:
-    # The tokenizer matches special pieces inside text, which it has normalised: one would end the
-    # turn, or forge another.
-    read = unicodedata.normalize("NFKC", text)
-    special = [piece for piece in SPECIAL_PIECES if piece in read]
-    if special:
+    if special := _special_in(text):
         raise UserError(f"turn {number} holds the special piece '{special[0]}'")
     try:
         text.encode()

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from teukenjax.kernels.cross_entropy.softmax import FORMS, label_logits
 from teukenjax.kernels.hopper import PART
-from teukenjax.precision import precision_of
+from teukenjax.precision import einsum_fp32
 from teukenjax.sharding import BATCH_AXES, Layout
 
 
@@ -164,14 +164,9 @@ def _chunk(head: Head, table_VD, sums, inputs, *, gradients: bool):
     at_label_C = scale_C * jnp.exp(label_C - log_sum_C) - weights_C
     d_logits_CV = softmax.scaled(log_sum_C, scale_C)
     d_logits_CV = jnp.where(is_label_CV, at_label_C[:, None], d_logits_CV).astype(head.dtype)
-    d_table += _product("cv,cd->vd", d_logits_CV, hidden_CD)
-    d_hidden_CD = _product("cv,vd->cd", d_logits_CV, table_VD)
+    d_table += einsum_fp32("cv,cd->vd", d_logits_CV, hidden_CD)
+    d_hidden_CD = einsum_fp32("cv,vd->cd", d_logits_CV, table_VD)
     return (total, d_table), (losses, layout.to_owners(d_hidden_CD).astype(head.dtype))
-
-
-def _product(equation: str, x: Array, y: Array) -> Array:
-    how = {"precision": precision_of(x.dtype), "preferred_element_type": jnp.float32}
-    return jnp.einsum(equation, x, y, **how)
 
 
 def _across(reduce, x: Array, axes: tuple[str, ...]) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from teukenjax.kernels.hopper import PART
-from teukenjax.precision import precision_of
+from teukenjax.precision import einsum_fp32
 
 
 class Logits(NamedTuple):
@@ -23,8 +23,7 @@ class Logits(NamedTuple):
     def of(cls, hidden: Float[Array, "C D"], table: Float[Array, "V D"], valid, *, keep: bool):
         """The product, of which rows from ``valid`` on are padding."""
         del keep  # what nobody reads, XLA does not keep
-        how = {"precision": precision_of(hidden.dtype), "preferred_element_type": jnp.float32}
-        logits = jnp.einsum("cd,vd->cv", hidden, table, **how)
+        logits = einsum_fp32("cd,vd->cv", hidden, table)
         return cls(jnp.where((jnp.arange(len(table)) < valid)[None], logits, -jnp.inf))
 
     @property
