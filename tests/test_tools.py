@@ -4,6 +4,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from teukenjax.errors import UserError
@@ -28,6 +29,17 @@ def test_the_plain_loop_trains(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pretrain.py", *given])
     with pytest.raises(UserError, match="no_flag=1"):
         runpy.run_path(str(TOOLS / "pretrain.py"), run_name="__main__")
+
+
+def test_a_step_of_some_length_is_run(capsys, monkeypatch):
+    given = ["model.vocab_size=2048", "compute.dtype=float32"]
+    argv = ["longest_sequence.py", "configs/quickstart.yaml", "--run", "192", *given]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(TOOLS / "longest_sequence.py"), run_name="__main__")
+    assert end.value.code == 0
+    tokens = 2 * jax.device_count() * 192
+    assert f"192 tokens: one step of {tokens:,} in" in capsys.readouterr().out
 
 
 def test_the_longest_sequence_is_found_from_any_start():

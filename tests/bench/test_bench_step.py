@@ -55,6 +55,17 @@ def test_a_row_is_shown(measured, tmp_path, capsys):
     assert "peak measured n/a" in out
 
 
+def test_graphs_that_hide_instructions_are_said(measured, tmp_path, capsys):
+    from rich.console import Console
+
+    row = row_of(tmp_path, *measured, fake_data=True)
+    show(Console(width=200), row)
+    assert "graphs" not in capsys.readouterr().out
+    row["profile"]["known_by_kernel_name_only"] = 0.99
+    show(Console(width=200), row)
+    assert 'xla_gpu_enable_command_buffer=""' in capsys.readouterr().out
+
+
 def test_rows_are_appended_and_a_torn_one_is_closed(tmp_path):
     path = tmp_path / "new" / "rows.jsonl"
     append(path, {"a": 1})

@@ -30,6 +30,7 @@ ENTRY %main (p: bf16[8]) -> bf16[8] {
   %heads = bf16[8]{0} fusion(%p, %p), kind=kLoop, calls=%add_body, metadata={op_name="jit(s)/attention/heads/mul"}
   %matmul = (bf16[8]{0}, s8[16]{0}) custom-call(%p, %p), custom_call_target="__cublas$lt$matmul", metadata={op_name="jit(s)/jvp()/while/body/mlp/bsd,df->bsf/dot_general"}
   %flash = (bf16[8]{0}, u8[0]{0}) custom-call(%p), custom_call_target="__cudnn$fmhaSoftmax", metadata={op_name="jit(s)/attention/kernel/dot_product_attention_fwd"}
+  %rms = bf16[8]{0} custom-call(%p), custom_call_target="mosaic_gpu_v2", metadata={op_name="jit(s)/jvp(mlp)/jit(forward)/rms_norm_forward/mpmd_map"}
   %whole = bf16[64]{0} all-gather-start(%p), replica_groups={{0,1}}, metadata={op_name="jit(s)/mlp/bsd,df->bsf/dot_general"}
   %alone = bf16[8]{0} all-gather(%p), replica_groups={{0}}, metadata={op_name="jit(s)/mlp/bsd,df->bsf/dot_general"}
   %newton = bf16[8]{0} custom-call(%p), custom_call_target="__cublas$gemm", metadata={op_name="jit(s)/optimizer/scion/dot_general"}
@@ -44,6 +45,7 @@ EXPECTED = {
     "heads": "elementwise",
     "matmul": "products",
     "flash": "attention",
+    "rms": "norms",
     "whole": "communication",
     "alone": "copies",  # of one device with itself
     "newton": "optimizer",

@@ -77,7 +77,8 @@ def _class(line: str, bodies: dict[str, dict[str, str]]) -> str:
     opcodes = _opcodes(line, bodies)
     if any(opcode.startswith(KINDS) for opcode in opcodes):
         return "copies" if len(first_group(line)) == 1 else "communication"
-    scopes = _TOKEN.findall(match[1]) if (match := _PATH.search(line)) else []
+    path = match[1] if (match := _PATH.search(line)) else ""
+    scopes = _TOKEN.findall(path)
     for scope, kind in SCOPES.items():
         if scope in scopes:
             return kind
@@ -87,7 +88,7 @@ def _class(line: str, bodies: dict[str, dict[str, str]]) -> str:
         return "attention"
     if opcodes <= MOVES:
         return "copies"
-    if "norm" in scopes:
+    if "norm" in scopes or KERNELS["norms"].search(path):
         return "norms"
     return "elementwise" if scopes else "other"
 

@@ -15,6 +15,9 @@ from teukenjax.recipe import Recipe, digest
 from teukenjax.train.plan import GIB, plan_lines
 from teukenjax.train.state import Program
 
+# The step then runs kernel by kernel, and each says what it is for.
+WITHOUT_GRAPHS = 'compute.xla_flags.xla_gpu_enable_command_buffer=""'
+
 
 def whole_square_flops(recipe: Recipe) -> int:
     """FLOPs per token with causal attention counted in full: 6N + 12·L·H·N·S."""
@@ -99,6 +102,11 @@ def show(console: Console, row: dict[str, Any]) -> None:
         f"known by kernel name only {found['known_by_kernel_name_only']:.1%}, "
         f"of a profiled step of {found['window_s']} s",
     }
+    if found["known_by_kernel_name_only"] > 0.5:
+        lines["graphs"] = (
+            "most kernels ran in CUDA graphs and are known by name only, so head and optimizer "
+            f"count in part as products or other; to tell them apart add '{WITHOUT_GRAPHS}'"
+        )
     for title, text in lines.items():
         console.print(f"{title:<10}{text}", highlight=False)
 
