@@ -26,6 +26,7 @@ import numpy as np
 import typer
 
 from teukenjax.bench.apart import step_apart
+from teukenjax.cli.ending import run_script
 from teukenjax.recipe import Recipe, load
 
 TINY = [
@@ -208,4 +209,4 @@ if __name__ == "__main__":
     if "AGAINST_TORCH" in os.environ:
         worker(json.loads(os.environ["AGAINST_TORCH"]))
     else:
-        typer.run(main)
+        run_script(main)

@@ -30,6 +30,7 @@ import orbax.checkpoint as ocp
 import typer
 
 from teukenjax.checkpoint import FOLDER, Checkpoints
+from teukenjax.cli.ending import run_script
 from teukenjax.recipe import CheckpointConfig, load
 from teukenjax.sharding import make_layout
 from teukenjax.train.state import Program
@@ -137,4 +138,4 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import typer
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
+from teukenjax.cli.ending import run_script
 from teukenjax.data.prepare import SAMPLE
 from teukenjax.data.tokenizer import train_tokenizer
 from teukenjax.interop.hf_config import model_config
@@ -110,4 +110,4 @@ def row_blocks(rows: int) -> list[slice]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from teukenjax.cli.ending import run_script
 from teukenjax.data.loader import batches
 from teukenjax.data.prepare import open_store
 from teukenjax.data.stream import Stream
@@ -66,4 +67,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -25,6 +25,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from teukenjax.cli.ending import run_script
 from teukenjax.optim import build_optimizer
 from teukenjax.optim.build import is_light
 from teukenjax.optim.guard import guard
@@ -200,4 +201,4 @@ def show(rows: list[dict], tokens: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

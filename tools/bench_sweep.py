@@ -17,6 +17,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from teukenjax.cli.ending import run_script
 from teukenjax.data.store import TokenStore
 from teukenjax.recipe import ShardingConfig, load
 from teukenjax.scaling.members import GroupProgram
@@ -106,4 +107,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from teukenjax.cli.ending import run_script
 from teukenjax.interop import export_run, import_hf
 
 
@@ -25,4 +26,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

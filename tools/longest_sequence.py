@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from teukenjax.bench.step import prepare
+from teukenjax.cli.ending import run_script
 from teukenjax.flags import launch
 from teukenjax.hardware import named
 from teukenjax.planner.compiled import compile_step
@@ -95,4 +96,4 @@ def run_once(recipe: Recipe) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -10,14 +10,13 @@ communicates differently from the GPU's: there, memory is a hint and seconds are
 """
 
 import math
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from teukenjax.errors import UserError
+from teukenjax.cli.ending import run_script
 from teukenjax.planner.ablation import ablate, table, write
 from teukenjax.sharding import STRATEGIES
 
@@ -26,7 +25,10 @@ def main(
     recipe: Annotated[Path, typer.Argument(help="A recipe with model.vocab_size.")],
     overrides: Annotated[list[str] | None, typer.Argument()] = None,
     strategy: Annotated[list[str], typer.Option()] = tuple(STRATEGIES),
-    micro_batch: Annotated[list[int], typer.Option(help="Sequences per batch shard.")] = (1, 2),
+    micro_batch: Annotated[list[int], typer.Option(min=1, help="Sequences per batch shard.")] = (
+        1,
+        2,
+    ),
     remat: Annotated[list[str], typer.Option()] = ("full", "save_attention"),
     repeats: Annotated[int, typer.Option(min=1)] = 5,
     seconds: Annotated[float, typer.Option(help="No case begins after so many.")] = math.inf,
@@ -34,24 +36,20 @@ def main(
 ) -> None:
     """Runs all cases, one process each."""
     rows, console = [], Console(width=200)
-    try:
-        for row in ablate(
-            recipe,
-            tuple(overrides or []),
-            strategies=tuple(strategy),
-            micro_batches=tuple(micro_batch),
-            remats=tuple(remat),
-            repeats=repeats,
-            seconds=seconds,
-        ):
-            rows.append(row)
-            write(rows, out)  # after each case: a run that is cut short leaves what it had
-            console.print(" ".join(f"{key} {value}" for key, value in row.items() if value))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    for row in ablate(
+        recipe,
+        tuple(overrides or []),
+        strategies=tuple(strategy),
+        micro_batches=tuple(micro_batch),
+        remats=tuple(remat),
+        repeats=repeats,
+        seconds=seconds,
+    ):
+        rows.append(row)
+        write(rows, out)  # after each case: a run that is cut short leaves what it had
+        console.print(" ".join(f"{key} {value}" for key, value in row.items() if value))
     console.print(table(rows))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

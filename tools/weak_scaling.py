@@ -9,14 +9,13 @@ Prints a table and writes OUT/weak_scaling.csv and .png after every case. ``--no
 compiles only, which needs no GPU; a case that is predicted not to fit is not run.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from teukenjax.errors import UserError
+from teukenjax.cli.ending import run_script
 from teukenjax.hardware import named
 from teukenjax.picture import Picture, table_of
 from teukenjax.planner.weak_scaling import Series, figure, rows, table
@@ -27,7 +26,7 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     devices: Annotated[list[int], typer.Option(min=1)] = (1, 2, 4, 8),
     strategy: Annotated[list[str], typer.Option()] = ("fsdp", "hsdp", "zero1", "fsdp_tp", "ddp"),
-    sequences: Annotated[int, typer.Option(help="A GPU and step.")] = 32,
+    sequences: Annotated[int, typer.Option(min=1, help="A GPU and step.")] = 32,
     hardware: Annotated[str, typer.Option(help="Of configs/hardware.")] = "h100-sxm",
     repeats: Annotated[int, typer.Option(min=1)] = 3,
     run: Annotated[bool, typer.Option(help="Run what is predicted to fit.")] = True,
@@ -37,24 +36,20 @@ def main(
     """One process a case that is run."""
     found, console = [], Console(width=220)
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        series = Series(
-            recipe,
-            tuple(overrides or []),
-            sequences,
-            named(hardware),
-            repeats if run else None,
-            compiled,
-        )
-        for row in rows(series, tuple(devices), tuple(strategy)):
-            found.append(row)
-            Picture(figure(found), table_of(found)).save(out / "weak_scaling")
-            console.print(" ".join(f"{key} {value}" for key, value in row.items() if value))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    series = Series(
+        recipe,
+        tuple(overrides or []),
+        sequences,
+        named(hardware),
+        repeats if run else None,
+        compiled,
+    )
+    for row in rows(series, tuple(devices), tuple(strategy)):
+        found.append(row)
+        Picture(figure(found), table_of(found)).save(out / "weak_scaling")
+        console.print(" ".join(f"{key} {value}" for key, value in row.items() if value))
     console.print(table(found))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -6,9 +6,11 @@ import pytest
 from teukenjax.errors import UserError
 from teukenjax.hardware import named
 from teukenjax.planner import inverse
+from teukenjax.planner.bounds import bounds
 from teukenjax.planner.command import nothing_fits, write_recipe
 from teukenjax.planner.plans import NAMES
 from teukenjax.planner.predict import predict
+from teukenjax.planner.report import bounds_line
 from teukenjax.planner.search import Question, enumerate_plans, recipe_of, search, what_if
 from teukenjax.recipe import Recipe, load, validate
 from teukenjax.sharding import STRATEGIES
@@ -30,6 +32,14 @@ def test_every_plan_is_a_recipe_whose_state_the_sharding_table_places(small):
             seen.add(mesh)
             assert abstract_program(checked, 8).abstract_state.params
     assert len(seen) > len(STRATEGIES)
+
+
+def test_one_device_has_one_strategy_and_no_collectives(small):
+    answer = search(Question(small(), named("h200-sxm"), 1))
+    assert {NAMES[i] for i in answer.prediction.plans.strategy} == {"fsdp"}
+    said = bounds_line(bounds(answer.prediction, int(answer.best[0])))
+    assert "at least 1 device" in said
+    assert "collectives" not in said
 
 
 def test_plans_stay_within_the_batch(small):

@@ -1,8 +1,10 @@
 """Rows of weak scaling: what is predicted, what is run, and what is said where it cannot."""
 
 import dataclasses
+import subprocess
 from pathlib import Path
 
+import jax
 import pytest
 
 from teukenjax.hardware import named
@@ -39,6 +41,27 @@ def test_each_size_has_the_strategies_that_it_can_have():
 def test_a_batch_that_does_not_divide_is_said_in_the_row():
     (row,) = rows(dataclasses.replace(TEUKEN, sequences=24), (1,), ("fsdp",))
     assert "sequences=24 must be a multiple of accumulation=16" in row["failed"]
+
+
+def test_what_the_compiler_refuses_is_said_in_the_row(monkeypatch):
+    def refused(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore")
+
+    monkeypatch.setattr("teukenjax.planner.weak_scaling.compile_step", refused)
+    found = list(rows(dataclasses.replace(TEUKEN, compiled=True), (1, 2), ("fsdp",)))
+    assert [row["failed"] for row in found] == ["RESOURCE_EXHAUSTED: out of memory"] * 2
+
+
+@pytest.mark.parametrize(
+    ("said", "failed"), [("a\nlast\n\n", "last"), ("", "ended with 9 and said nothing")]
+)
+def test_a_run_that_fails_leaves_its_last_line(monkeypatch, said, failed):
+    def killed(*_, **__):
+        raise subprocess.CalledProcessError(9, "bench", output="", stderr=said)
+
+    monkeypatch.setattr("teukenjax.planner.weak_scaling.step_apart", killed)
+    (row,) = rows(dataclasses.replace(TEUKEN, repeats=1), (8,), ("fsdp",))
+    assert row["failed"] == failed
 
 
 def test_a_run_fills_the_columns_of_what_was_measured(monkeypatch):

@@ -194,10 +194,76 @@ def test_a_stop_string_ends_the_text_before_it(client):
 
 
 def test_models_and_health_are_told(client, address):
-    assert [model.id for model in client.models.list()] == ["tiny"]
+    models = list(client.models.list())
+    assert [model.id for model in models] == ["tiny"]
+    assert client.models.retrieve("tiny") == models[0]
+    assert client.get("/models/", cast_to=dict)["data"] == [models[0].to_dict()]
     with urllib3.PoolManager() as pool:
         health = json.loads(pool.request("GET", f"http://{address}/health").data)
     assert health == {"status": "ok", "model": "tiny", "waiting": 0}
+
+
+@pytest.mark.parametrize("name", ["other", "meta/other"])
+def test_another_model_is_not_found_and_the_one_is_named(client, name):
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve(name)
+    message = f"model '{name}' is unknown: allowed: tiny"
+    kind = {"type": "invalid_request_error", "param": "model", "code": "model_not_found"}
+    assert caught.value.body == {"message": message} | kind
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("POST", "/v1/embeddings", 404), ("GET", "/v1/completions", 405)],
+)
+def test_an_unknown_path_or_method_is_told_what_there_is(address, method, path, status):
+    with urllib3.PoolManager() as pool:
+        answer = pool.request(method, f"http://{address}{path}")
+    error = answer.json()["error"]
+    assert (answer.status, error["type"]) == (status, "invalid_request_error")
+    assert error["message"] == (
+        f"{method} {path}: allowed: GET /health, GET /v1/models, GET /v1/models/{{name}}, "
+        "POST /v1/chat/completions, POST /v1/completions"
+    )
+    assert answer.headers.get("Allow") == ("POST" if status == 405 else None)
+
+
+@pytest.fixture
+def broken(generator, monkeypatch):
+    """The generator fails at its second piece."""
+
+    def text(*_, **__):
+        yield "Die"
+        raise RuntimeError("broken inside")
+
+    monkeypatch.setattr(generator, "text", text)
+
+
+@pytest.mark.usefixtures("broken")
+@pytest.mark.parametrize("kind", ["completions", "chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_inside_is_an_error_object_and_the_server_goes_on(address, caplog, kind, stream):
+    ask = {"prompt": "Die", "messages": QUESTION, "stream": stream}
+    del ask["messages" if kind == "completions" else "prompt"]
+    with urllib3.PoolManager(timeout=20, retries=False) as pool:
+        for _ in range(2):  # the model and the connection are free again
+            answer = pool.request("POST", f"http://{address}/v1/{kind}", json=ask)
+            *pieces, last = answer.data.decode().strip().split("\n\n")
+            error = json.loads(last.removeprefix("data: "))["error"]
+            assert (answer.status, len(pieces)) == ((200, 1) if stream else (500, 0))
+            assert error["type"] == "server_error"
+            assert "broken" not in error["message"]
+        # It is answered after what comes before it is logged.
+        assert pool.request("GET", f"http://{address}/health").json()["waiting"] == 0
+    assert caplog.text.count("Traceback") == caplog.text.count("RuntimeError: broken inside") == 2
+
+
+@pytest.mark.usefixtures("broken")
+def test_the_openai_client_raises_at_a_failure_inside_of_a_stream(client):
+    stream = client.completions.create(model="tiny", prompt="Die", stream=True)
+    assert next(stream).choices[0].text == "Die"
+    with pytest.raises(openai.APIError, match="the server failed at this request"):
+        next(stream)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +275,9 @@ def test_models_and_health_are_told(client, address):
         ({"n": 2}, "n: input should be 1"),
         ({"prompt": "a" * 2000}, "prompt: .* tokens: allowed: 1 to 511"),
         ({"prompt": [5, 900]}, "prompt: token ids: allowed: 0 to 899"),
+        ({"prompt": ["a", "b"]}, "prompt: allowed: one prompt: a string or an array of tokens"),
+        ({"prompt": 5}, "prompt: allowed: one prompt: a string or an array of tokens"),
+        ({"stop": 5}, "stop: allowed: a string or an array of strings"),
         ({"logprobs": 3}, "logprobs: this server does not know it"),
         ({"temprature": 1.0}, "temprature: .* did you mean 'temperature'"),
     ],

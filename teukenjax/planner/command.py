@@ -19,6 +19,32 @@ from teukenjax.recipe import Recipe, load, to_yaml, validate
 from teukenjax.run import write_atomically
 from teukenjax.train.plan import with_vocabulary
 
+# Each question by the option that asks it; the first is asked without one. What else it takes:
+COMMON = {"RECIPE", "[KEY=VALUE]...", "--hardware", "--devices", "--tokens", "--sequence"}
+TAKES = {
+    None: COMMON | {"--top", "--out", "--compile", "--report"},
+    "--table": {"--out"},
+    "--ablate": {"RECIPE", "[KEY=VALUE]..."},
+    "--target-days": COMMON | {"--mfu-floor"},
+}
+
+
+def check_go_together(given: set[str]) -> None:
+    """Refuses what the question that is asked would not look at.
+
+    Args:
+      given: options and arguments that the command line has.
+
+    Raises:
+      UserError: for one that belongs to another question, or two questions.
+    """
+    asked = next((question for question in TAKES if question in given), None)
+    for option in sorted(given - TAKES[asked] - {asked}):
+        if asked is None:
+            needed = next(name for name, takes in TAKES.items() if option in takes)
+            raise UserError(f"{option}: needs {needed}")
+        raise UserError(f"{option}: does not go with {asked}")
+
 
 @dataclass(frozen=True)
 class Request:

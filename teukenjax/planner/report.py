@@ -4,7 +4,6 @@ Every number says how it was got: predicted by the model, or compiled. Tokens/s 
 training: (6N + 6·L·H·N·S) FLOPs a token over the dense bf16 peak.
 """
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -83,17 +82,19 @@ def time_line(prediction: Prediction, index: int) -> str:
     """Where a step's time goes."""
     time = prediction.time
     names = ("products", "attention", "passes", "exposed", "latency", "optimizer")
-    parts = ", ".join(f"{name} {getattr(time, name)[index]:.3f}" for name in names)
+    seconds = {name: getattr(time, name)[index] for name in names}
+    parts = ", ".join(f"{name} {value:.3f}" for name, value in seconds.items() if value)
     return f"a step of {time.total[index]:.3f} s: {parts}"
 
 
 def bounds_line(found: Bounds) -> str:
     """What no plan of this kind exceeds."""
-    roof = "" if np.isinf(found.communication) else f", collectives {found.communication:,.0f}"
-    fewest = f"{found.devices_min}" if found.devices_min else "no number of"
-    return (
-        f"bounds: tokens/s/GPU by compute {found.compute:,.0f}{roof}; "
-        f"{found.tokens_max:,} tokens fit, {found.tokens_even:,} last as long as its "
-        f"collectives; at least {fewest} devices; collectives outlast computing with NVLink below "
-        f"{found.bandwidth_even / 1e9:.0f} GB/s"
-    )
+    parts = [f"tokens/s/GPU by compute {found.compute:,.0f}", f"{found.tokens_max:,} tokens fit"]
+    if found.tokens_even:  # there are collectives
+        parts[0] += f", collectives {found.communication:,.0f}"
+        parts[1] += f", {found.tokens_even:,} last as long as its collectives"
+        even = f"{found.bandwidth_even / 1e9:.0f} GB/s"
+        parts.append(f"collectives outlast computing with NVLink below {even}")
+    fewest = found.devices_min or "no number of"
+    parts.insert(2, f"at least {fewest} device{'' if fewest == 1 else 's'}")
+    return f"bounds: {'; '.join(parts)}"

@@ -147,7 +147,12 @@ def enumerate_plans(question: Question) -> Plans:
 
 
 def meshes_of(devices: int, shape: Shape) -> list[tuple[int, int, int, int]]:
-    """(strategy, replica, fsdp, tensor) of all meshes that the sharding table can place."""
+    """(strategy, replica, fsdp, tensor) of all meshes that the sharding table can place.
+
+    On one device all strategies are one program, which goes by the name of fsdp.
+    """
+    if devices == 1:
+        return [(NAMES.index("fsdp"), 1, 1, 1)]
     found = []
     for strategy, (name, row) in enumerate(STRATEGIES.items()):
         for replica, tensor in itertools.product(divisors(devices), repeat=2):
@@ -156,7 +161,7 @@ def meshes_of(devices: int, shape: Shape) -> list[tuple[int, int, int, int]]:
             sizes = {"replica": replica, "tensor": tensor}
             if any(size > 1 and row.needs != axis for axis, size in sizes.items()):
                 continue
-            if row.needs and devices > 1 and sizes[row.needs] == 1:
+            if row.needs and sizes[row.needs] == 1:
                 continue
             fsdp = devices // (replica * tensor)
             split = fsdp if name != "ddp" else 1

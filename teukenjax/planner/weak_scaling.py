@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 from matplotlib.figure import Figure
 from rich.table import Table
 
@@ -85,8 +86,8 @@ def _row(series: Series, devices: int, strategy: str) -> dict[str, str]:
             row["compiled_sent_gb"] = f"{sum(c.sent for c in found.collectives) / GIGA:.2f}"
         if series.repeats is not None and prediction.fits[0]:
             row |= _run(series, devices, asked)
-    except UserError as error:
-        row["failed"] = str(error)
+    except (UserError, jax.errors.JaxRuntimeError) as error:  # the latter of the compiler
+        row["failed"] = str(error).splitlines()[0][:200]
     return row
 
 
@@ -112,8 +113,9 @@ def _run(series: Series, devices: int, overrides: list[str]) -> dict[str, str]:
     try:
         row = step_apart(series.recipe, overrides, repeats=series.repeats, **how)
     except subprocess.CalledProcessError as error:
-        said = (error.stderr or error.stdout).strip()
-        raise UserError(said.splitlines()[-1][:200]) from None
+        said = (error.stderr or error.stdout).split("\n")
+        last = next(filter(None, reversed(said)), f"ended with {error.returncode} and said nothing")
+        raise UserError(last[:200]) from None
     if row["devices"] != devices:
         raise UserError(f"ran on {row['devices']} devices, not {devices}")
     seconds, profile = row["step_s"], row["profile"]

@@ -7,6 +7,7 @@ come again. There are no keys and no users: it listens on this machine alone unl
 import asyncio
 import contextlib
 import json
+import logging
 import socket
 import time
 import uuid
@@ -27,14 +28,12 @@ from teukenjax.data.chat.template import system_sentences
 from teukenjax.errors import UserError, nearest
 from teukenjax.infer.chat import chat_ids, without_blank
 from teukenjax.infer.generate import Generator
+from teukenjax.serve.refusals import FAILED, HANDLERS, BusyError, error_object
 from teukenjax.serve.requests import ChatCompletion, Completion, Request, read_request
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 BODY_BYTES = 1 << 20
-
-
-class BusyError(Exception):
-    """As many requests wait as may."""
+LOG = logging.getLogger("uvicorn.error")  # where uvicorn tells of what fails before a stream
 
 
 class Server:
@@ -50,7 +49,7 @@ class Server:
     async def turn(self) -> AsyncIterator[None]:
         """The model, when it is free; ``BusyError`` when too many wait for it."""
         if self._turn.locked() and self.waiting >= self.queue:
-            raise BusyError
+            raise BusyError(f"{self.queue} requests wait already: try again")
         self.waiting += 1
         try:
             await self._turn.acquire()
@@ -184,10 +183,13 @@ def make_app(
         routes=[
             Route("/health", _health(server)),
             Route("/v1/models", _models(server)),
+            Route("/v1/models/", _models(server)),  # else an empty name of the next
+            Route("/v1/models/{name:path}", _model(server)),  # a path: names may hold slashes
             Route("/v1/completions", _answers(server, Completion), methods=["POST"]),
             Route("/v1/chat/completions", _answers(server, ChatCompletion), methods=["POST"]),
         ],
         middleware=local if host in LOOPBACK else [],
+        exception_handlers=HANDLERS,
     )
 
 
@@ -221,29 +223,37 @@ def _health(server: Server) -> Callable:
 
 def _models(server: Server) -> Callable:
     async def models(_: Received) -> Response:
-        model = {"id": server.name, "object": "model", "created": 0, "owned_by": "teukenjax"}
-        return JSONResponse({"object": "list", "data": [model]})
+        return JSONResponse({"object": "list", "data": [_card(server)]})
 
     return models
 
 
+def _model(server: Server) -> Callable:
+    async def model(received: Received) -> Response:
+        name = received.path_params["name"]
+        if name == server.name:
+            return JSONResponse(_card(server))
+        message = f"model '{name}' is unknown: {nearest(name, [server.name])}"
+        content = error_object(message, param="model", code="model_not_found")
+        return JSONResponse(content, status_code=404)
+
+    return model
+
+
+def _card(server: Server) -> dict:
+    return {"id": server.name, "object": "model", "created": 0, "owned_by": "teukenjax"}
+
+
 def _answers(server: Server, kind: type[Request]) -> Callable:
     async def answer(received: Received) -> Response:
-        try:
-            request = read_request(kind, await _body_of(received))
-            _ = request.sampling
-            answer = Answer(server, request, server.prompt(request))
-            if not request.stream:
-                return await _while_there(received, answer.whole())
-            events = answer.events()
-            # What goes wrong before any text has a status of its own.
-            first = await _while_there(received, anext(events))
-        except UserError as error:
-            return _refusal(400, "invalid_request_error", str(error))
-        except BusyError:
-            return _refusal(503, "overloaded", f"{server.queue} requests wait already: try again")
-        except ClientDisconnect:
-            return Response(status_code=499)  # nginx's word for it; nobody reads it
+        request = read_request(kind, await _body_of(received))
+        _ = request.sampling
+        answer = Answer(server, request, server.prompt(request))
+        if not request.stream:
+            return await _while_there(received, answer.whole())
+        events = answer.events()
+        # What goes wrong before any text has a status of its own.
+        first = await _while_there(received, anext(events))
         return StreamingResponse(_after(first, events), media_type="text/event-stream")
 
     return answer
@@ -268,9 +278,13 @@ async def _disconnect(received: Received) -> None:
 
 async def _after(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
     yield first
-    async with contextlib.aclosing(rest):
-        async for event in rest:
-            yield event
+    try:
+        async with contextlib.aclosing(rest):
+            async for event in rest:
+                yield event
+    except Exception:
+        LOG.exception("A stream that had begun failed")
+        yield _event(FAILED)
 
 
 async def _body_of(received: Received) -> bytes:
@@ -280,11 +294,6 @@ async def _body_of(received: Received) -> bytes:
         if len(body) > BODY_BYTES:
             raise UserError(f"the body: allowed: {BODY_BYTES:,} bytes")
     return body
-
-
-def _refusal(status: int, kind: str, message: str) -> JSONResponse:
-    error = {"message": message, "type": kind, "param": None, "code": None}
-    return JSONResponse({"error": error}, status_code=status)
 
 
 def _event(content: dict) -> str:

@@ -1,10 +1,12 @@
 """What clients may ask: the parts of OpenAI's completions and chat that this server does."""
 
 import secrets
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from teukenjax.errors import UserError, nearest
 from teukenjax.infer.sampling import Sampling
@@ -19,6 +21,32 @@ CHANGE_NOTHING = {
     "best_of": 1,
 }
 Count = Annotated[int, Field(ge=1)]
+
+
+def _only(words: str) -> pydantic.WrapValidator:
+    """Says what is allowed in the words of the API; a union's own error names its types."""
+
+    def check(value: Any, read: Callable[[Any], Any]) -> Any:
+        try:
+            return read(value)
+        except pydantic.ValidationError:
+            raise PydanticCustomError("only", f"allowed: {words}") from None
+
+    return pydantic.WrapValidator(check)
+
+
+def _alone(prompt: Any) -> Any:
+    """The prompt that is alone in a list."""
+    only = isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list)
+    return prompt[0] if only else prompt
+
+
+Stop = Annotated[str | list[str], _only("a string or an array of strings")]
+Prompt = Annotated[
+    str | list[int],
+    pydantic.BeforeValidator(_alone),
+    _only("one prompt: a string or an array of tokens, or an array of one of these"),
+]
 
 
 class StreamOptions(BaseModel):
@@ -39,7 +67,7 @@ class Request(BaseModel):
     repetition_penalty: float = Sampling.repetition_penalty
     seed: int | None = None  # none: another at each request
     max_tokens: Count | None = None
-    stop: str | list[str] | None = None
+    stop: Stop | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Literal[1] = 1
@@ -78,13 +106,7 @@ class Request(BaseModel):
 class Completion(Request):
     """POST /v1/completions: a text, or its token ids; one."""
 
-    prompt: str | list[int]
-
-    @pydantic.field_validator("prompt", mode="before")
-    @classmethod
-    def _only(cls, prompt: Any) -> Any:
-        only = isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list)
-        return prompt[0] if only else prompt
+    prompt: Prompt
 
 
 class TemplateOptions(BaseModel):

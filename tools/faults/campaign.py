@@ -18,6 +18,7 @@ import typer
 from curves import first_difference, steps_done
 from together import Together
 
+from teukenjax.cli.ending import run_script
 from teukenjax.errors import LOST
 
 LIMIT_S = 600
@@ -86,4 +87,4 @@ def is_saving(out: Path) -> bool:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -17,6 +17,8 @@ import typer
 from curves import curve, first_difference, steps_done
 from together import Together
 
+from teukenjax.cli.ending import run_script
+
 SHORTEST_S, LONGEST_S = 90.0, 300.0  # between two kills
 ENDLESS = 10_000_000  # steps
 START_LIMIT_S = 600.0
@@ -97,4 +99,4 @@ def goodput(out: Path) -> list[dict]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)
