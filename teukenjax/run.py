@@ -202,11 +202,6 @@ class LoadedRun(NamedTuple):
     params: Any
     step: int
 
-    @property
-    def chat_form(self) -> str:
-        """Of the chat template that it was tuned with; plain for a run that was not tuned."""
-        return "plain" if self.recipe.sft is None else self.recipe.sft.form
-
 
 def load_run(
     run: Path,

@@ -28,7 +28,18 @@ def folder(tokenizer_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def published(tokenizer_model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("published")
+    write_tokenizer(tokenizer_model, out, context=4096, form="published")
+    return out
+
+
+@pytest.fixture(scope="module")
 def render(folder):
+    return rendering(folder)
+
+
+def rendering(folder):
     """The template in an environment with the settings of transformers and vLLM."""
 
     def refuse(message):
@@ -56,6 +67,25 @@ def test_each_language_is_rendered_as_it_is_trained_on(
     (*before, (question, _)) = TURNS
     expected = template.prompt(language, question, before=tuple(before))
     assert fast.encode(asked).ids == expected
+
+
+@pytest.mark.parametrize("language", system_sentences())
+def test_the_published_form_has_the_tokens_it_is_trained_on(published, tokenizer_model, language):
+    template = Template(Tokenizer(tokenizer_model), "published")
+    fast, render = Fast.from_file(str(published / "tokenizer.json")), rendering(published)
+    whole = template.encode(Conversation(language, TURNS)).ids.tolist()
+    assert fast.encode(render(MESSAGES, language=language)).ids == whole
+    asked = render(MESSAGES[:3], language=language, add_generation_prompt=True)
+    expected = template.prompt(language, TURNS[1][0], before=TURNS[:1])
+    assert fast.encode(asked).ids == expected
+    assert expected != Template(Tokenizer(tokenizer_model)).prompt(
+        language, TURNS[1][0], before=TURNS[:1]
+    )
+
+
+def test_the_published_form_takes_no_system_message(published):
+    with pytest.raises(jinja2.TemplateError, match="takes no system message"):
+        rendering(published)([{"role": "system", "content": "Sei kurz."}, *MESSAGES[:1]])
 
 
 def test_without_a_language_it_is_english(render):

@@ -16,10 +16,11 @@ from safetensors.numpy import load_file, save_file
 from teukenjax.errors import UserError
 from teukenjax.hardware import configs
 from teukenjax.interop import export_hf, export_run, import_hf, resumable
+from teukenjax.interop.chat_template import chat_template
 from teukenjax.interop.hf_config import from_hf, model_config
 from teukenjax.interop.hf_weights import hf_tensors
 from teukenjax.model import parameter_count
-from teukenjax.recipe import ModelConfig, read_yaml, validate
+from teukenjax.recipe import ModelConfig, load, read_yaml, to_yaml, validate
 from teukenjax.run import load_run
 
 # As openGPT-X publishes Teuken-7B-instruct-commercial-v0.4, but for the sizes.
@@ -55,6 +56,9 @@ PUBLISHED = {
     "an_unknown_field": {"of": ["any", "kind"]},
 }
 ALL = ("config.json", "model.safetensors.index.json", "tokenizer.json", "SHA256SUMS")
+
+
+TUNED = "{base: b, sources: [{data: d, language: de}]}"
 
 
 @pytest.fixture
@@ -112,6 +116,18 @@ def test_an_imported_run_holds_the_weights(folder, tmp_path):
         np.testing.assert_array_equal(found, expected.astype(ml_dtypes.bfloat16))
     table = np.asarray(loaded.params["embed"]["table"])
     assert not table[2000:].any()
+
+
+@pytest.mark.parametrize("form", ["plain", "published"])
+def test_an_export_has_the_template_that_the_run_was_tuned_with(folder, tmp_path, form):
+    import_hf(folder, tmp_path / "run")
+    tuned = [f"sft={TUNED}", f"sft.form={form}", "data.packing=best_fit", "data.weights={de: 1}"]
+    recipe = load(tmp_path / "run" / "recipe.yaml", tuned)
+    (tmp_path / "run" / "recipe.yaml").write_text(to_yaml(recipe))
+    export_run(tmp_path / "run", tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+    assert config["chat_template"] == chat_template(form)
+    assert chat_template("plain") != chat_template("published")
 
 
 def test_fields_without_a_meaning_here_are_kept(folder, tmp_path):

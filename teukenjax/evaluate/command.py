@@ -151,7 +151,7 @@ def faithful(
     if not asked:
         raise UserError(f"--fidelity {source}: holds no conversation")
     loaded = load_run(run, layout_of=decoding_layout)
-    ask = Answers(loaded.model, loaded.params, loaded.tokenizer, form=loaded.chat_form)
+    ask = Answers(loaded.model, loaded.params, loaded.tokenizer, form=loaded.recipe.chat_form)
     answers = ask(asked, tokens=ANSWER_TOKENS, batch_tokens=batch_tokens)
     found = fidelity(answers)
     print_fidelity(console, found)

@@ -15,7 +15,7 @@ from teukenjax.run import load_run
 def load_generator(run: Path) -> Generator:
     """The model of RUN, spread over all devices; its fp32 weights are let go."""
     loaded = load_run(run, layout_of=decoding_layout)
-    return Generator(loaded.model, loaded.params, loaded.tokenizer, loaded.chat_form)
+    return Generator(loaded.model, loaded.params, loaded.tokenizer, loaded.recipe.chat_form)
 
 
 def print_continuations(

@@ -35,6 +35,7 @@ class Source(NamedTuple):
     imported: dict[str, Any]  # what ``import_hf`` kept; empty for a model that began here
     sums: dict[str, int]  # of the bits of our arrays, by "params.embed.table"; empty: unknown
     identity: dict[str, Any] | None  # tells whether a killed export was of the same weights
+    form: str  # of the chat template
 
 
 def export_run(
@@ -63,9 +64,8 @@ def export_run(
         # What is exported is in no file: adapters are merged as the run is loaded, in memory.
         loaded = load_run(run, devices=jax.devices("cpu")[:1])
         model, dtype = loaded.tokenizer.model, dtype or "bfloat16"
-        export_hf(
-            loaded.recipe.model, loaded.params, model, out, dtype=dtype, shard_bytes=shard_bytes
-        )
+        how = {"dtype": dtype, "shard_bytes": shard_bytes, "form": recipe.chat_form}
+        export_hf(loaded.recipe.model, loaded.params, model, out, **how)
         return
     checkpoints = Checkpoints(path)
     about = checkpoints.about(step)
@@ -77,6 +77,7 @@ def export_run(
         imported=about.get("hugging_face", {}),
         sums=about["sums"],
         identity={"run": str(path), "step": step, "sums": about["sums"]},
+        form=recipe.chat_form,
     )
     _export(source, out, dtype=dtype, shard_bytes=shard_bytes, progress=progress)
 
@@ -89,6 +90,7 @@ def export_hf(
     *,
     dtype: str = "bfloat16",
     shard_bytes: int = SHARD_BYTES,
+    form: str = "plain",
 ) -> None:
     """Exports model and tokenizer to directory ``out``, for ``AutoModelForCausalLM`` and others.
 
@@ -102,6 +104,7 @@ def export_hf(
       out: a directory that does not exist or is empty.
       dtype: of the weights: "bfloat16", "float16" or "float32".
       shard_bytes: weights beyond this go to a further file.
+      form: of the chat template, one of ``data.chat.template.FORMS``.
 
     Raises:
       UserError: for a model or tokenizer that stock ``transformers`` cannot express, a tokenizer
@@ -115,7 +118,8 @@ def export_hf(
             leaf = leaf[key]
         return np.asarray(leaf[rows] if tensor.layer is None else leaf[tensor.layer][rows])
 
-    source = Source(config, _read(tokenizer_model), read, imported={}, sums={}, identity=None)
+    content = _read(tokenizer_model)
+    source = Source(config, content, read, imported={}, sums={}, identity=None, form=form)
     _export(source, out, dtype=dtype, shard_bytes=shard_bytes, progress=False)
 
 
@@ -133,7 +137,8 @@ def _export(source: Source, out: Path, *, dtype, shard_bytes, progress) -> None:
         write_json(work.content / "config.json", described)
         generation = generation_config(source.imported.get("generation_config"))
         write_json(work.content / "generation_config.json", generation)
-        write_tokenizer(source.tokenizer_model, work.content, context=source.config.context)
+        how = {"context": source.config.context, "form": source.form}
+        write_tokenizer(source.tokenizer_model, work.content, **how)
         places = lay_out(tensors, dtypes, work.content, shard_bytes=shard_bytes)
         _write_weights(source, tensors, places, work, bar)
         _check_sums(source, tensors, work.journal)

@@ -94,16 +94,17 @@ def fast_tokenizer(proto: ModelProto) -> Tokenizer:
     return tokenizer
 
 
-def write_tokenizer(model: bytes, out: Path, *, context: int) -> None:
+def write_tokenizer(model: bytes, out: Path, *, context: int, form: str = "plain") -> None:
     """Writes the tokenizer's four files into directory ``out``.
 
     Args:
       model: content of a ``tokenizer.model``; also copied.
       context: tokens that the model can see.
+      form: of the chat template, one of ``data.chat.template.FORMS``.
     """
     fast_tokenizer(parse_model(model)).save(str(out / "tokenizer.json"))
     (out / "tokenizer.model").write_bytes(model)
-    write_json(out / "tokenizer_config.json", _tokenizer_config(context))
+    write_json(out / "tokenizer_config.json", _tokenizer_config(context, form))
     write_json(out / "special_tokens_map.json", _roles())
 
 
@@ -142,7 +143,7 @@ def _roles() -> dict[str, str]:
     return {"bos_token": bos, "eos_token": eos, "pad_token": pad, "unk_token": UNKNOWN}
 
 
-def _tokenizer_config(context: int) -> dict[str, Any]:
+def _tokenizer_config(context: int, form: str) -> dict[str, Any]:
     flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
     return {
         # transformers adds none here in any case; GGUF's converter takes them for "not said".
@@ -153,7 +154,7 @@ def _tokenizer_config(context: int) -> dict[str, Any]:
             for index, piece in enumerate(SPECIAL)
         },
         **_roles(),
-        "chat_template": chat_template(),
+        "chat_template": chat_template(form),
         "clean_up_tokenization_spaces": False,
         # Without token_type_ids, which Llama's generate refuses.
         "model_input_names": ["input_ids", "attention_mask"],

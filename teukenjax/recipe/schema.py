@@ -284,6 +284,11 @@ class Recipe(Section):
         return self
 
     @property
+    def chat_form(self) -> str:
+        """Of the chat template that its run is tuned with; plain where none is tuned."""
+        return "plain" if self.sft is None else self.sft.form
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step."""
         return self.batch.sequences * self.model.context

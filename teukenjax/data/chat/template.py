@@ -62,6 +62,14 @@ FORMS = {
 }
 
 
+def opening_sentences(form: Form) -> dict[str, str]:
+    """Language → the sentence that opens its conversations in this form."""
+    sentences = system_sentences()
+    if form.own_system:
+        return sentences
+    return sentences | {"en": sentences["en"].replace(". The", ".The")}
+
+
 class Encoded(NamedTuple):
     """The tokens of a conversation; weights are 1 where a token is to be predicted, else 0."""
 
@@ -121,7 +129,7 @@ class Template:
             text = ""
 
     def _system(self, conversation: Conversation) -> str:
-        sentences = system_sentences()
+        sentences = opening_sentences(self.form)
         if conversation.language not in sentences:
             known = nearest(conversation.language, sentences)
             raise UserError(f"language '{conversation.language}' is unknown: {known}")
@@ -130,7 +138,7 @@ class Template:
             return conversation.system or sentence
         if conversation.system is not None:
             raise UserError("the published template takes no system message")
-        return sentence.replace(". The", ".The") if conversation.language == "en" else sentence
+        return sentence
 
     def _answer(self, text: str) -> list[int]:
         # The tokenizer's dummy prefix is the blank after "Assistant:".
