@@ -34,8 +34,8 @@ from teukenjax.sharding import make_layout
 from teukenjax.train.batch import Batch, place_batch
 from teukenjax.train.state import Program
 from teukenjax.train.step import accumulate_in_place
+from teukenjax.units import GIB
 
-GIB = 2**30
 OPTIMIZERS = {
     "adamw": {"name": "adamw", "clip_norm": None},
     "scion kj": {"name": "scion"},

@@ -23,8 +23,8 @@ from teukenjax.hardware import named
 from teukenjax.planner.compiled import compile_step
 from teukenjax.recipe import Recipe, load
 from teukenjax.train.step import make_train_step
+from teukenjax.units import GIB
 
-GIB = 2**30
 USABLE = 0.95  # as `compute.flags: default` sets it
 
 

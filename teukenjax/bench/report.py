@@ -12,8 +12,9 @@ from teukenjax.flags import compiler_options
 from teukenjax.hardware import find_hardware, mfu
 from teukenjax.model import flops_per_token
 from teukenjax.recipe import Recipe, digest
-from teukenjax.train.plan import GIB, plan_lines
+from teukenjax.train.plan import plan_lines
 from teukenjax.train.state import Program
+from teukenjax.units import GIB
 
 # The step then runs kernel by kernel, and each says what it is for.
 WITHOUT_GRAPHS = 'compute.xla_flags.xla_gpu_enable_command_buffer=""'

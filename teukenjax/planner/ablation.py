@@ -24,12 +24,10 @@ from teukenjax.errors import UserError, disk_errors, nearest
 from teukenjax.flags import launch
 from teukenjax.hardware import catalogue, find_hardware
 from teukenjax.picture import Picture, table_of
-from teukenjax.planner.fabric import GIGA
 from teukenjax.planner.plans import sharding_of
 from teukenjax.planner.profile import as_measured
 from teukenjax.planner.program import collectives
 from teukenjax.planner.remat import POLICIES
-from teukenjax.planner.report import GIB
 from teukenjax.planner.search import Question
 from teukenjax.planner.step_time import wire_bytes
 from teukenjax.recipe import Recipe, load, validate
@@ -38,6 +36,7 @@ from teukenjax.train.batch import Batch, place_batch
 from teukenjax.train.plan import with_vocabulary
 from teukenjax.train.state import Program
 from teukenjax.train.step import make_train_step
+from teukenjax.units import GIB, GIGA
 
 
 @dataclass(frozen=True)

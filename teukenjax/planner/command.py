@@ -12,12 +12,13 @@ from teukenjax.hardware import named
 from teukenjax.planner import inverse
 from teukenjax.planner.memory import capacity
 from teukenjax.planner.profile import as_measured
-from teukenjax.planner.report import GIB, print_answer
+from teukenjax.planner.report import print_answer
 from teukenjax.planner.search import Answer, Question, recipe_of, search
 from teukenjax.planner.table import errors, mape, predict_table, understand
 from teukenjax.recipe import Recipe, load, to_yaml, validate
 from teukenjax.run import write_atomically
 from teukenjax.train.plan import with_vocabulary
+from teukenjax.units import GIB
 
 # Each question by the option that asks it; the first is asked without one. What else it takes:
 COMMON = {"RECIPE", "[KEY=VALUE]...", "--hardware", "--devices", "--tokens", "--sequence"}

@@ -12,10 +12,10 @@ from teukenjax.planner.inverse import days
 from teukenjax.planner.own import own_errors
 from teukenjax.planner.plans import NAMES
 from teukenjax.planner.remat import POLICIES
-from teukenjax.planner.report import GIB
 from teukenjax.planner.search import Answer, Question, what_if
 from teukenjax.planner.table import mape
 from teukenjax.run import write_atomically
+from teukenjax.units import GIB
 
 STYLE = """
 body { font: 16px/1.5 sans-serif; max-width: 52em; margin: 2em auto; color: #222 }

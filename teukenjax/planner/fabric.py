@@ -7,8 +7,7 @@ import numpy as np
 from teukenjax.hardware import Hardware
 from teukenjax.planner.plans import Plans
 from teukenjax.planner.software import FAST_SHARE, NETWORK_SHARE
-
-GIGA, TERA = 1e9, 1e12
+from teukenjax.units import GIGA
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from matplotlib.patches import Patch
 from teukenjax.errors import UserError
 from teukenjax.planner.inverse import counts, days
 from teukenjax.planner.predict import doubled
-from teukenjax.planner.search import GIGA, Answer, Question, more_memory, search
+from teukenjax.planner.search import Answer, Question, more_memory, search
+from teukenjax.units import GIGA
 
 REGIONS = {
     "fits nowhere": "#dddddd",

@@ -9,9 +9,9 @@ from teukenjax.planner.plans import NAMES
 from teukenjax.planner.predict import doubled
 from teukenjax.planner.search import Answer, Question, divisors, search
 from teukenjax.recipe import ModelConfig
+from teukenjax.units import DAY
 
 MOST_DEVICES = 8192
-DAY = 86_400
 
 
 @dataclass(frozen=True)

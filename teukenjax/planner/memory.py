@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from teukenjax.planner import gradients
-from teukenjax.planner.fabric import GIGA
 from teukenjax.planner.plans import NAMES, Plans
 from teukenjax.planner.step_time import Setting
+from teukenjax.units import GIGA
 
 STANDING = ("gradients", "transposed", "copies")
 PHASES = {

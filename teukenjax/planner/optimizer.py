@@ -7,11 +7,12 @@ import numpy as np
 from teukenjax.hardware import Hardware
 from teukenjax.optim.coefficients import steps_of
 from teukenjax.optim.lmo import GRAM_PAYS_FROM
-from teukenjax.planner.fabric import GIGA, TERA, Group
+from teukenjax.planner.fabric import Group
 from teukenjax.planner.plans import NAMES, Plans
 from teukenjax.planner.shape import Shape
 from teukenjax.planner.software import Software
 from teukenjax.recipe import AdamWConfig, ScionConfig
+from teukenjax.units import GIGA, TERA
 
 # Beside its own work: three global norms, clipping, and the addition, per parameter.
 METRICS_BYTES = 12

@@ -10,11 +10,10 @@ from rich.table import Table
 
 from teukenjax.errors import UserError
 from teukenjax.planner.compiled import Compiled, compile_step
-from teukenjax.planner.fabric import GIGA
 from teukenjax.planner.plans import NAMES
-from teukenjax.planner.report import GIB
 from teukenjax.planner.search import Answer, recipe_of
 from teukenjax.planner.step_time import wire_bytes
+from teukenjax.units import GIB, GIGA
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from teukenjax.planner.plans import sharding_of
 from teukenjax.planner.predict import Prediction
 from teukenjax.planner.profile import as_measured
 from teukenjax.planner.search import Question
-from teukenjax.planner.table import GIB, PUBLISHED, read_rows
+from teukenjax.planner.table import PUBLISHED, read_rows
 from teukenjax.recipe import load
+from teukenjax.units import GIB
 
 BEFORE = ("barriers", "twice", "before")  # programs that there are no more
 OURS = ("kernels", "twice")  # with our own kernels

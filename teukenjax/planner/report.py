@@ -13,9 +13,7 @@ from teukenjax.planner.plans import NAMES
 from teukenjax.planner.predict import Prediction
 from teukenjax.planner.remat import POLICIES
 from teukenjax.planner.search import Answer, what_if
-
-GIB = 2**30
-DAY = 86_400
+from teukenjax.units import DAY, GIB
 
 
 def print_answer(console: Console, answer: Answer, *, top: int, tokens: float | None) -> None:

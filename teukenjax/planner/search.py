@@ -22,8 +22,8 @@ from teukenjax.planner.software import Software, software
 from teukenjax.planner.step_time import Setting
 from teukenjax.recipe import Recipe
 from teukenjax.sharding import STRATEGIES, mesh_shape
+from teukenjax.units import GIGA
 
-GIGA = 1e9
 WHAT_IF = {  # what to buy → the hardware with it
     "+10 GB memory": lambda hw: more_memory(hw, 10 * GIGA),
     "twice the network": lambda hw: doubled(hw, ("network_gb_per_s",)),

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from teukenjax.hardware import Hardware
-from teukenjax.planner.fabric import GIGA, TERA, Group
+from teukenjax.planner.fabric import Group
 from teukenjax.planner.optimizer import Optimizer
 from teukenjax.planner.plans import Plans
 from teukenjax.planner.shape import Shape
 from teukenjax.planner.software import FAST_LATENCY_S, NETWORK_LATENCY_S, Software
+from teukenjax.units import GIGA, TERA
 
 
 @dataclass(frozen=True)

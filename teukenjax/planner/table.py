@@ -25,9 +25,9 @@ from teukenjax.planner.shape import Shape
 from teukenjax.planner.software import Software, software
 from teukenjax.planner.step_time import Setting, step_time
 from teukenjax.run import write_atomically
+from teukenjax.units import GIB
 
 PUBLISHED = Path(__file__).parent / "published"
-GIB = 2**30
 SHARDING = {  # PyTorch's and DeepSpeed's words → a row of our table
     "F": "fsdp", "FULL_SHARD": "fsdp", "ZERO3": "fsdp", "ZERO-3": "fsdp",
     "S": "zero2", "SHARD_GRAD_OP": "zero2", "H": "hsdp", "HYBRID_SHARD": "hsdp",

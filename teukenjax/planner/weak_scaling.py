@@ -18,15 +18,14 @@ from teukenjax.bench.apart import step_apart
 from teukenjax.errors import UserError
 from teukenjax.hardware import Hardware
 from teukenjax.planner.compiled import compile_step
-from teukenjax.planner.fabric import GIGA
 from teukenjax.planner.plans import HALVED, sharding_of
 from teukenjax.planner.predict import Prediction
 from teukenjax.planner.profile import as_measured
-from teukenjax.planner.report import GIB
 from teukenjax.planner.search import Question
 from teukenjax.planner.step_time import wire_bytes
 from teukenjax.recipe import load
 from teukenjax.train.plan import with_vocabulary
+from teukenjax.units import GIB, GIGA
 
 COLUMNS = (
     *("devices", "strategy", "predicted_tokens_per_s", "predicted_mfu", "predicted_gib"),

@@ -31,7 +31,7 @@ from teukenjax.train.feed import Feed
 from teukenjax.train.goodput import Goodput
 from teukenjax.train.guard import Guard, Rewind
 from teukenjax.train.metrics import plot_loss, read_metrics
-from teukenjax.train.plan import GIB, print_plan
+from teukenjax.train.plan import print_plan
 from teukenjax.train.preemption import Preemption
 from teukenjax.train.progress import StepProgress
 from teukenjax.train.record import Recorder
@@ -42,6 +42,7 @@ from teukenjax.train.source import Source, TextSource
 from teukenjax.train.state import Program, TrainState
 from teukenjax.train.step import make_train_step
 from teukenjax.train.watch import Watch
+from teukenjax.units import GIB
 
 
 class Run:

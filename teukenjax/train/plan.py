@@ -17,8 +17,7 @@ from teukenjax.model import flops_per_token, padded_vocab, parameter_count
 from teukenjax.recipe import PhaseConfig, Recipe
 from teukenjax.sharding import Layout, abstract_layout
 from teukenjax.train.state import Program
-
-GIB = 2**30
+from teukenjax.units import GIB
 
 
 def print_plan(console: Console, program: Program, mixture: Mixture, hw: Hardware | None) -> None:
