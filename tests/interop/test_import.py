@@ -56,8 +56,6 @@ PUBLISHED = {
     "an_unknown_field": {"of": ["any", "kind"]},
 }
 ALL = ("config.json", "model.safetensors.index.json", "tokenizer.json", "SHA256SUMS")
-
-
 TUNED = "{base: b, sources: [{data: d, language: de}]}"
 
 

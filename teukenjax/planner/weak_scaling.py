@@ -86,7 +86,7 @@ def _row(series: Series, devices: int, strategy: str) -> dict[str, str]:
         if series.repeats is not None and prediction.fits[0]:
             row |= _run(series, devices, asked)
     except (UserError, jax.errors.JaxRuntimeError) as error:  # the latter of the compiler
-        row["failed"] = str(error).splitlines()[0][:200]
+        row["failed"] = str(error).splitlines()[0]
     return row
 
 
